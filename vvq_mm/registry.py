@@ -37,4 +37,4 @@ def _build(cfg, registry, **kwargs):
 
 QUANTIZERS = Registry('quantizer', scope='vvq_mm', build_func=_build, locations=['vvq_mm.quantizers'])
 POLICIES = Registry('policy', scope='vvq_mm', build_func=_build, locations=['vvq_mm.policy'])
-SCHEDULES = Registry('schedule', scope='vvq_mm', build_func=_build, locations=['vvq_mm.functional.schedule'])
+SCHEDULES = Registry('schedule', scope='vvq_mm', build_func=_build, locations=['vvq_mm.schedules'])

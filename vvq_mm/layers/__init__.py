@@ -1,0 +1,7 @@
+"""Layers with slots: the forwards in which operands are quantised."""
+from .attention import AttentionMixin, attention_class, attention_mixin
+from .swap import SLOT_SUFFIX, SlotMixin, swap_, unswap_
+from .weighted import WeightedMixin, weighted_mixin
+
+__all__ = ['AttentionMixin', 'SLOT_SUFFIX', 'SlotMixin', 'WeightedMixin', 'attention_class', 'attention_mixin', 'swap_', 'unswap_',
+           'weighted_mixin']

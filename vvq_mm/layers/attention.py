@@ -1,0 +1,133 @@
+"""Attention with the slots ``query``, ``key``, ``value`` and ``prob``, around the class's own forward.
+
+Query, key, value and the probabilities are operands of two products inside ``forward``; no child module makes them. The
+forward of the original class runs under a :class:`AttentionTap`, which quantises the operands of these products as they
+pass. So every upstream fix of an attention class arrives here, and a new class needs no code.
+
+Shapes: B batch (times windows), H heads, N queries, M keys, D channels of a head.
+"""
+import math
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vvq_mm.errors import QuantizationError
+
+from .swap import SlotMixin
+from .weighted import WeightedMixin
+
+_MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
+
+
+class AttentionMixin(SlotMixin):
+    """Quantised operands of the two products of an attention."""
+
+    SLOTS = ('query', 'key', 'value', 'prob')
+
+    def forward(self, *args, **kwargs):
+        with AttentionTap(self) as tap:
+            output = super().forward(*args, **kwargs)
+        tap.check()
+        return output
+
+
+class AttentionTap(TorchFunctionMode):
+    """Quantises the operands of one attention's products during one call of its forward.
+
+    * ``F.scaled_dot_product_attention`` becomes softmax(Q(q) Q(k)^T s + mask), then Q(prob) Q(v).
+    * Otherwise the first ``matmul`` is q k^T and the second is prob v. Classes that multiply q by ``self.scale`` first get
+      q quantised before that factor, so that both ways train the same scale.
+    * ``F.linear`` with the weight of a quantised child (SwinV2, BEiT and EVA-02 bypass ``self.qkv``) goes through its slots.
+    """
+
+    def __init__(self, owner: AttentionMixin) -> None:
+        super().__init__()
+        self.owner = owner
+        self.products = 0  # counts to 2: q k^T, prob v
+        self.children = {id(child.weight): child for child in owner.children() if isinstance(child, WeightedMixin)}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self.products += 2
+            return quantized_attention(self.owner, *args, **kwargs)
+        if func in _MATMULS:
+            self.products += 1
+            return self._first(func, *args) if self.products == 1 else self._second(func, *args)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        child = self.children.get(id(weight))
+        return F.linear(input, weight, bias) if child is None else F.linear(*child.operands(input), bias)
+
+    def _first(self, func, query: Tensor, key: Tensor) -> Tensor:
+        factor = getattr(self.owner, 'scale', None)
+        if isinstance(factor, float):
+            query = self.owner.slot('query', query / factor) * factor
+        else:
+            query = self.owner.slot('query', query)
+        return func(query, self.owner.slot('key', key.transpose(-2, -1)).transpose(-2, -1))
+
+    def _second(self, func, prob: Tensor, value: Tensor) -> Tensor:
+        return func(self.owner.slot('prob', prob), self.owner.slot('value', value))
+
+    def check(self) -> None:
+        """Raise unless exactly the two products of an attention were seen."""
+        if self.products != 2:
+            raise QuantizationError(f'expected 2 attention products, saw {self.products} in {type(self.owner).__name__}; leave its slots in '
+                                    'float with a rule `None`, or register a quantised class for it with @attention_class')
+
+
+def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value: Tensor, attn_mask: Optional[Tensor] = None,
+                        dropout_p: float = 0.0, is_causal: bool = False, scale: Optional[float] = None,
+                        enable_gqa: bool = False) -> Tensor:
+    """Return scaled dot-product attention on quantised operands; arguments as ``F.scaled_dot_product_attention``.
+
+    Args:
+        slots (AttentionMixin): holds the quantizers.
+        query, key, value (Tensor): (B, H, N, D), (B, H, M, D), (B, H, M, D).
+        attn_mask (Tensor, optional): bool (True = may attend) or additive, broadcastable to (B, H, N, M).
+    """
+    if enable_gqa:
+        raise QuantizationError(f'expected equally many heads for query and key, got enable_gqa=True in {type(slots).__name__}; leave '
+                                'its slots in float with a rule `None`')
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    logits = slots.slot('query', query) @ slots.slot('key', key).transpose(-2, -1) * scale
+    if is_causal:
+        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if attn_mask is not None:
+        logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+    prob = F.dropout(logits.softmax(-1), dropout_p, training=dropout_p > 0)
+    return slots.slot('prob', prob) @ slots.slot('value', value)
+
+
+_CLASSES = {}
+
+
+def attention_class(name: str):
+    """Register a mixin with its own forward for attentions of class ``name``; it keeps the slots of :class:`AttentionMixin`.
+
+    Example:
+        >>> @attention_class('MyAttention')
+        ... class MyAttentionMixin(AttentionMixin):
+        ...     def forward(self, x): ...
+    """
+
+    def register(mixin):
+        _CLASSES[name] = mixin
+        return mixin
+
+    return register
+
+
+def attention_mixin(module: nn.Module) -> Optional[type]:
+    """Return the mixin for an attention (a module with ``num_heads``, ``qkv`` and ``proj``), or None for any other module."""
+    if type(module).__name__ in _CLASSES:
+        return _CLASSES[type(module).__name__]
+    is_attention = all(hasattr(module, name) for name in ('num_heads', 'qkv', 'proj'))
+    return AttentionMixin if is_attention else None

@@ -1,0 +1,67 @@
+"""The plan: which slot of which module is quantised how. Pure data, printable, saved as JSON."""
+import json
+from dataclasses import dataclass, field
+from typing import Dict, Iterator, Optional, Tuple
+
+SlotConfig = Optional[dict]  # arguments of a quantizer, or None for float
+
+
+@dataclass
+class QuantPlan:
+    """What a policy decided for a model.
+
+    Args:
+        slots (dict): module name -> slot name -> quantizer config, or None for float.
+        reasons (dict): name of a module or ``module.slot`` in float -> why.
+
+    Example:
+        >>> plan = QuantPlan({'head': {'weight': dict(type='LSQQuantizer', bits=8), 'input': None}}, {'head.input': 'rule'})
+        >>> plan.count()
+        {'weight': 1, 'act': 0}
+    """
+
+    slots: Dict[str, Dict[str, SlotConfig]] = field(default_factory=dict)
+    reasons: Dict[str, str] = field(default_factory=dict)
+
+    def items(self) -> Iterator[Tuple[str, str, SlotConfig]]:
+        """Yield (module name, slot name, config or None)."""
+        for name, slots in self.slots.items():
+            for slot, config in slots.items():
+                yield name, slot, config
+
+    def count(self) -> Dict[str, int]:
+        """Return the number of quantizers for weights and for activations."""
+        quantised = [slot for _, slot, config in self.items() if config is not None]
+        weights = quantised.count('weight')
+        return dict(weight=weights, act=len(quantised) - weights)
+
+    def to_dict(self) -> dict:
+        return dict(slots=self.slots, reasons=self.reasons)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> 'QuantPlan':
+        return cls(slots=data['slots'], reasons=data.get('reasons', {}))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def rows(self) -> Iterator[Tuple[str, str, str]]:
+        """Yield (module, slot, description): a table for people and for golden files."""
+        for name, slot, config in self.items():
+            yield name, slot, describe(config) if config else f'float ({self.reasons.get(f"{name}.{slot}", "")})'
+
+
+def describe(config: dict) -> str:
+    """Return a quantizer config in words.
+
+    Example:
+        >>> describe(dict(type='LSQQuantizer', bits=4, signed=False, offset=True, groups=3, axis=0))
+        '4 bit unsigned LSQ, offset, 3 groups on axis 0'
+    """
+    parts = [f'{config["bits"]} bit {"signed" if config.get("signed", True) else "unsigned"} '
+             f'{str(config["type"]).removeprefix("vvq_mm.").removesuffix("Quantizer")}']
+    if config.get('offset'):
+        parts.append('offset')
+    if config.get('groups', 1) > 1:
+        parts.append(f'{config["groups"]} groups on axis {config["axis"]}')
+    return ', '.join(parts)

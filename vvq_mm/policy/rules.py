@@ -1,0 +1,163 @@
+"""Policies: from rules on module names to a plan."""
+import difflib
+import fnmatch
+import json
+import re
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from torch import nn
+
+from vvq_mm.errors import QuantizationError
+from vvq_mm.layers import attention_mixin, weighted_mixin
+from vvq_mm.registry import POLICIES
+
+from .granularity import resolve_granularity
+from .plan import QuantPlan
+
+# What the network itself fixes: probabilities are never negative.
+SLOT_DEFAULTS = {'prob': dict(signed=False)}
+
+
+@POLICIES.register_module()
+class RulePolicy:
+    """Two templates and an ordered table of rules.
+
+    Every linear layer, convolution and attention starts with the templates; then the rules are read from top to bottom, and
+    each changes only what it names, so the last word wins, and a config that inherits this one adds rules at the end. A key
+    is a glob on the dotted module name (``*`` matches dots too), or ``re:`` and a regular expression. A value is
+
+    * a number: these bits for all slots of the module;
+    * ``None``: the module stays in float;
+    * a dict from slots (``weight``, ``input``, ``query``, ``key``, ``value``, ``prob``; ``act`` for all activation slots) to a
+      number, ``None``, or a dict of quantizer options (``bits``, ``signed``, ``offset``, ``granularity``, ``init``,
+      ``grad_scale``, ``type``).
+
+    Args:
+        weight (dict | None): quantizer of weights. None leaves all in float unless a rule says otherwise.
+        act (dict | None): quantizer of activations.
+        rules (dict): the table. Defaults to none.
+
+    Raises:
+        QuantizationError: a rule that matches no module, or a slot that its modules do not have.
+
+    Example:
+        >>> policy = RulePolicy(weight=dict(type='LSQQuantizer', bits=4), act=dict(type='LSQQuantizer', bits=4),
+        ...                     rules={'head': 8, '*.fc2': dict(input=dict(signed=False, offset=True))})
+    """
+
+    def __init__(self, weight: Optional[dict], act: Optional[dict], rules: Optional[dict] = None) -> None:
+        self.weight, self.act, self.rules = weight, act, dict(rules or {})
+
+    def plan(self, model: nn.Module) -> QuantPlan:
+        """Return the plan for ``model``, which may be on the meta device; nothing is changed."""
+        slots = {name: {slot: self._template(slot) for slot in mixin.SLOTS} for name, mixin in quantisable(model).items()}
+        reasons: Dict[str, str] = {}
+        for pattern, value in self.rules.items():
+            if pattern.startswith('_') and pattern.endswith('_'):
+                continue  # MMEngine's own keys, such as `_scope_`
+            self._apply(pattern, value, slots, reasons)
+        for name, configs in slots.items():
+            for slot, config in configs.items():
+                if config is None:
+                    reasons.setdefault(f'{name}.{slot}', 'the template for it is None')
+                else:
+                    configs[slot] = _resolve(config, model, name, slot)
+        reasons.update(_float_modules(model, slots))
+        return QuantPlan(slots, reasons)
+
+    def _template(self, slot: str) -> Optional[dict]:
+        template = self.weight if slot == 'weight' else self.act
+        return None if template is None else {**template, **SLOT_DEFAULTS.get(slot, {})}
+
+    def _apply(self, pattern: str, value, slots: Dict[str, dict], reasons: Dict[str, str]) -> None:
+        """Let one rule change the slots it matches."""
+        names = match(pattern, slots)
+        if not names:
+            near = difflib.get_close_matches(pattern, slots, n=3, cutoff=0.0)
+            raise QuantizationError(f'expected the rule {pattern!r} to match a linear layer, convolution or attention, it matches none; the '
+                                    f'nearest names are {", ".join(near)}; tools/print_plan.py CONFIG lists all')
+        if not isinstance(value, dict):
+            value = {slot: value for slot in {slot for name in names for slot in slots[name]}}
+        for slot, change in value.items():
+            if slot.startswith('_'):
+                continue
+            having = [(name, key) for name in names for key in slots[name] if key == slot or (slot == 'act' and key != 'weight')]
+            if not having:
+                known = sorted({key for name in names for key in slots[name]})
+                raise QuantizationError(f'expected a slot of {", ".join(names[:3])} ({", ".join(known)}; act for all activations), got '
+                                        f'{slot!r} in the rule {pattern!r}')
+            for name, key in having:
+                slots[name][key] = self._change(slots[name][key], change, key, pattern)
+                if change is None:
+                    reasons[f'{name}.{key}'] = f'rule {pattern!r}'
+
+    def _change(self, config: Optional[dict], change, slot: str, pattern: str) -> Optional[dict]:
+        """Return the slot's config after one rule."""
+        if change is None:
+            return None
+        change = {key: value for key, value in change.items() if key != '_scope_'} if isinstance(change, dict) else dict(bits=change)
+        config = self._template(slot) if config is None else config
+        if config is None and not {'type', 'bits'} <= change.keys():
+            raise QuantizationError(f'expected type and bits for {slot!r} in the rule {pattern!r}, got {change}: there is no template to start from')
+        return {**(config or {}), **change}
+
+
+@POLICIES.register_module()
+class PlanFile:
+    """A plan read from the JSON file that ``tools/print_plan.py CONFIG --out FILE`` wrote.
+
+    Args:
+        path (str): the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def plan(self, model: nn.Module) -> QuantPlan:
+        if not Path(self.path).is_file():
+            raise QuantizationError(f'expected a plan in {self.path}, found no such file; write one with tools/print_plan.py CONFIG --out {self.path}')
+        data = json.loads(Path(self.path).read_text())
+        plan = QuantPlan.from_dict(data.get('plan', data))
+        unknown = sorted(set(plan.slots) - set(quantisable(model)))
+        if unknown:
+            raise QuantizationError(f'expected modules of the model in {self.path}, got {", ".join(unknown[:3])}; the plan was made for another model')
+        return plan
+
+
+def quantisable(model: nn.Module) -> Dict[str, type]:
+    """Return the modules that can be quantised, by name, with their mixin; in the order of the model."""
+    found = {name: weighted_mixin(module) or attention_mixin(module) for name, module in model.named_modules() if name}
+    return {name: mixin for name, mixin in found.items() if mixin is not None}
+
+
+def match(pattern: str, names) -> List[str]:
+    """Return the names that a glob, or ``re:`` and a regular expression, matches as a whole.
+
+    Example:
+        >>> match('*.qkv', ['layers.0.attn.qkv', 'layers.0.attn.proj'])
+        ['layers.0.attn.qkv']
+    """
+    if pattern.startswith('re:'):
+        return [name for name in names if re.fullmatch(pattern[3:], name)]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _resolve(config: dict, model: nn.Module, name: str, slot: str) -> dict:
+    """Return the arguments of the quantizer: granularity as groups and axis, and where it is."""
+    config = {key: value for key, value in config.items() if key != '_scope_'}
+    groups, axis = resolve_granularity(config.pop('granularity', 'tensor'), model, name, slot)
+    kind = 'weight' if slot == 'weight' else 'act'
+    return dict(config, groups=groups, axis=axis, kind=kind)
+
+
+def _float_modules(model: nn.Module, slots: Dict[str, dict]) -> Dict[str, str]:
+    """Return why each module with parameters of its own that is not in the plan stays in float."""
+    reasons = {}
+    for name, module in model.named_modules():
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        if own and name not in slots:
+            kind = type(module).__name__
+            reasons[name or 'the model itself'] = (f'{kind}: normalisation stays in float' if 'Norm' in kind else
+                                                   f'{kind}: {", ".join(own)} are added, not multiplied')
+    return reasons

@@ -1,0 +1,152 @@
+"""What every quantizer is: a scale, perhaps an offset, the rules for loading them, and codes beside values."""
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from vvq_mm.errors import QuantizationError, QuantizerNotReady
+from vvq_mm.functional.fake_quant import dequantize, positive_scale, quantize
+from vvq_mm.functional.grid import IntGrid
+from vvq_mm.functional.groups import expand_groups
+from vvq_mm.functional.scale_init import RULES, Statistics, initial_scale
+
+from .observer import Observer
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers; a subclass writes :meth:`fake_quantize`.
+
+    Args:
+        bits (int): width of the codes, 2 to 8.
+        signed (bool): whether codes may be negative. Defaults to True.
+        offset (bool): whether code 0 stands for a learned value instead of 0. Defaults to False.
+        groups (int): number of scales. Defaults to 1.
+        axis (int): the axis of the tensor that the groups divide. Defaults to 0.
+        kind (str): ``weight`` or ``act``. Defaults to ``weight``.
+        init (str): first scale: ``mse``, ``percentile``, ``lsq`` or ``official``. Defaults to ``mse``.
+        where (str): the module and slot, named in errors.
+
+    State dict: ``scale`` and ``offset`` (groups,) float32, ``num_bits`` and ``initialized`` int32, and ``frozen`` (half, shape
+    of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float`` (pass through) or ``observe``.
+    """
+
+    def __init__(self, bits: int, signed: bool = True, offset: bool = False, groups: int = 1, axis: int = 0,
+                 kind: str = 'weight', init: str = 'mse', where: str = 'a quantizer') -> None:
+        super().__init__()
+        if init not in RULES:
+            raise QuantizationError(f'expected init to be one of {", ".join(RULES)}, got {init!r} for {where}')
+        self.grid = IntGrid.of(bits, signed, where)
+        self.bits, self.signed, self.groups, self.axis = bits, signed, groups, axis
+        self.kind, self.init, self.where = kind, init, where
+        self.scale = nn.Parameter(torch.ones(groups))
+        self.offset = nn.Parameter(torch.zeros(groups)) if offset else None
+        self.register_buffer('num_bits', torch.tensor(bits, dtype=torch.int32))
+        self.register_buffer('initialized', torch.tensor(0, dtype=torch.int32))
+        self.register_buffer('frozen', None)
+        self.ready = False
+        self.loaded_bits: Optional[int] = None
+        self.mode = 'quantize'
+        self.observer: Optional[Observer] = None
+
+    @property
+    def qmin(self) -> int:
+        return self.grid.qmin
+
+    @property
+    def qmax(self) -> int:
+        return self.grid.qmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == 'float':
+            return x
+        if self.mode == 'observe':
+            self.observer.update(x)
+            return x
+        if not self.ready:
+            raise QuantizerNotReady(f'expected a calibrated scale, got none for {self.where}; call vvq_mm.calibrate(model, batches), '
+                                    "add dict(type='vvq_mm.CalibrateHook') to custom_hooks, or load a quantised checkpoint")
+        y = self.fake_quantize(x)
+        if self.frozen is not None:
+            held = dequantize(self.frozen.float(), self.scale, self.offset, self.axis).to(y.dtype)
+            y = torch.where(self.frozen.isnan(), y, held)
+        return y
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, differentiable; written by subclasses."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Return the integer codes of ``x`` (int8; uint8 for 8 unsigned bits), frozen weights at their frozen code."""
+        codes = quantize(x, self.scale, self.offset, self.grid, self.axis)
+        if self.frozen is not None:
+            codes = torch.where(self.frozen.isnan(), codes, self.frozen.to(codes.dtype))
+        return codes.to(torch.int8 if self.qmax < 128 else torch.uint8)
+
+    def effective_scale(self) -> Tensor:
+        """Return the positive scale that forward uses, (groups,), detached."""
+        return positive_scale(self.scale)
+
+    def expanded_scale(self, x: Tensor) -> Tensor:
+        """Return :meth:`effective_scale` in the shape that broadcasts against ``x``."""
+        return expand_groups(self.effective_scale(), x.shape, self.axis)
+
+    @torch.no_grad()
+    def initialise(self, statistics: Statistics) -> None:
+        """Set scale and offset from statistics of the tensor; calibration calls this once, forward never."""
+        scale, offset = initial_scale(self.init, statistics, self.grid, self.offset is not None, self.kind)
+        if not torch.isfinite(scale).all():
+            raise QuantizationError(f'expected finite values to calibrate on, got a scale of {scale.tolist()} for {self.where}; '
+                                    'check the checkpoint and the calibration images')
+        self.scale.copy_(scale)
+        if self.offset is not None:
+            self.offset.copy_(offset)
+        self.initialized.fill_(1)
+        self.ready = True
+
+    @torch.no_grad()
+    def freeze(self, mask: Tensor, codes: Tensor) -> None:
+        """Hold the weights of ``mask`` (bool) at ``codes`` from now on; what was frozen before keeps its code."""
+        if self.frozen is None:
+            self.frozen = torch.full(mask.shape, float('nan'), dtype=torch.half, device=mask.device)
+        new = mask & self.frozen.isnan()
+        self.frozen = torch.where(new, codes.to(torch.half), self.frozen)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        """Load what fits: a float checkpoint leaves the quantizer uncalibrated, other bits drop the scale.
+
+        Raises:
+            QuantizationError: the checkpoint has another granularity, or an offset where this quantizer has none.
+        """
+        saved = {name: state_dict.get(prefix + name) for name in ('scale', 'offset', 'num_bits', 'frozen')}
+        if saved['scale'] is None:
+            self._forget()
+            return
+        self._check_fits(saved)
+        self.frozen = None if saved['frozen'] is None else torch.empty_like(saved['frozen'], device=self.scale.device)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        self.ready = bool(self.initialized.item())
+        if int(self.num_bits) != self.bits:
+            self._forget(loaded_bits=int(self.num_bits))
+
+    def _forget(self, loaded_bits: Optional[int] = None) -> None:
+        """Return to the state before calibration; ``loaded_bits`` is the width of a checkpoint whose scale was dropped."""
+        self.initialized.fill_(0)
+        self.num_bits.fill_(self.bits)
+        self.ready, self.frozen, self.loaded_bits = False, None, loaded_bits
+
+    def _check_fits(self, saved: dict) -> None:
+        """Raise unless the saved quantizer has the same groups and an offset exactly if this one has."""
+        if saved['scale'].shape != self.scale.shape:
+            raise QuantizationError(f'expected {self.groups} scale(s) for {self.where}, the checkpoint has {saved["scale"].numel()}: it was '
+                                    'made with another granularity; use its policy, or load the full-precision checkpoint')
+        if (saved['offset'] is None) != (self.offset is None):
+            raise QuantizationError(f'expected {"no" if self.offset is None else "an"} offset for {self.where}, the checkpoint has '
+                                    f'{"none" if saved["offset"] is None else "one"}; use the policy that it was made with')
+
+    def extra_repr(self) -> str:
+        sign = 'signed' if self.signed else 'unsigned'
+        parts = [f'{self.bits} bit', sign, 'per tensor' if self.groups == 1 else f'{self.groups} groups on axis {self.axis}']
+        if self.offset is not None:
+            parts.append('offset')
+        return ', '.join(parts + ['ready' if self.ready else 'not calibrated'])
