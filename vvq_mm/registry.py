@@ -3,35 +3,54 @@
 A config names a component of this package as ``type='vvq_mm.Name'``; the prefix makes MMEngine import this module, and
 ``locations`` import the modules that register the components, so a config needs no ``custom_imports``.
 """
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from typing import Optional
+
+import mmengine.registry as mmengine_registry
 from mmengine.registry import Registry
 
-_DATA = ['vvq_mm.datasets']
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='vvq_mm',
-                  locations=['vvq_mm.models', 'vvq_mm.distillers', 'vvq_mm.losses'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='vvq_mm', locations=['vvq_mm.hooks'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='vvq_mm', locations=_DATA)
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope='vvq_mm', locations=_DATA)
-FUNCTIONS = Registry('function', parent=MMENGINE_FUNCTIONS, scope='vvq_mm', locations=_DATA)
-DATA_SAMPLERS = Registry('data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='vvq_mm', locations=_DATA)
+class PluginRegistry(Registry):
+    """A registry of scope ``vvq_mm`` that looks in MMPretrain's of the same kind for what it does not have itself.
+
+    MMEngine marks what a config inherits through ``vvq_mm::`` with ``_scope_='vvq_mm'``; an unprefixed MMPretrain name in
+    there, or a default inside MMPretrain's own code, must still be found.
+    """
+
+    def get(self, key: str) -> Optional[type]:
+        found = super().get(key)
+        if found is None and '.' not in key:
+            found = super().get(f'mmpretrain.{key}')
+        return found
+
+
+_LOCATIONS = dict(MODELS=['models', 'distillers', 'losses'], HOOKS=['hooks'], DATASETS=['datasets'], TRANSFORMS=['datasets'],
+                  FUNCTIONS=['datasets'], DATA_SAMPLERS=['datasets'])
+
+
+def _child(kind: str) -> PluginRegistry:
+    """Return the child of MMEngine's registry ``kind``; empty locations would make MMEngine look for a function we do not have."""
+    parent = getattr(mmengine_registry, kind)
+    locations = [f'vvq_mm.{name}' for name in _LOCATIONS.get(kind, ['version'])]
+    return PluginRegistry(parent.name, parent=parent, scope='vvq_mm', locations=locations)
+
+
+MODELS, HOOKS, DATASETS, TRANSFORMS, FUNCTIONS, DATA_SAMPLERS = map(_child, _LOCATIONS)
+# The other kinds hold nothing of ours: they exist so that MMEngine finds the scope wherever it has written it.
+for _kind in ('EVALUATOR', 'INFERENCERS', 'LOG_PROCESSORS', 'LOOPS', 'METRICS', 'MODEL_WRAPPERS', 'OPTIMIZERS', 'OPTIM_WRAPPERS',
+              'OPTIM_WRAPPER_CONSTRUCTORS', 'PARAM_SCHEDULERS', 'RUNNERS', 'RUNNER_CONSTRUCTORS', 'STRATEGIES', 'TASK_UTILS',
+              'VISBACKENDS', 'VISUALIZERS', 'WEIGHT_INITIALIZERS'):
+    _child(_kind)
 
 
 def _build(cfg, registry, **kwargs):
     """Build ``cfg`` from ``registry`` without changing ``cfg`` and without switching MMEngine's default scope."""
-    arguments = dict(cfg)
-    name = arguments.pop('type', None)
-    arguments.pop('_scope_', None)
-    found = name if callable(name) else registry.get(name.removeprefix('vvq_mm.')) if isinstance(name, str) else None
-    if found is None:
+    arguments = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
+    name = cfg.get('type')
+    found = registry.get(name.removeprefix('vvq_mm.')) if isinstance(name, str) else name
+    if not callable(found):
         known = ', '.join(sorted(registry.module_dict))
-        raise KeyError(f"expected `type` to be one of the known {registry.name}s ({known}), got {name!r}; register yours with "
-                       f"`@vvq_mm.registry.{registry.name.upper().rstrip('Y')}...register_module()` and import it first")
+        raise KeyError(f'expected `type` to be a known {registry.name} ({known}), got {name!r}; register your own with '
+                       '@register_module() of the registry in vvq_mm.registry, and import it before the config is built')
     return found(**arguments, **kwargs)
 
 

@@ -1,0 +1,108 @@
+"""Print which layer and which activation of a config's model is quantised how, what stays in float and why, and what it costs.
+
+    python tools/print_plan.py configs/vvq/deit_b_w4a4.py [--out plan.json]
+
+The JSON file can be used as a policy: ``policy=dict(_delete_=True, type='PlanFile', path='plan.json')``.
+"""
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmpretrain.registry import MODELS
+from mmpretrain.utils import register_all_modules
+from rich.console import Console
+from rich.table import Table
+
+import vvq_mm  # noqa: F401  (makes vvq_mm:: bases known)
+from vvq_mm.analysis import model_cost
+from vvq_mm.policy import QuantPlan, describe
+from vvq_mm.utils.launch import load_config, one_sentence_errors
+
+MEGA, GIGA = 1e6, 1e9
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--out', help='write the plan, the cost and the model name as JSON')
+    parser.add_argument('--img-size', type=int, help='side of the image for the BitOps (default: the backbone\'s img_size, or 224)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
+    return parser.parse_args()
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    """Build the config's model with its data preprocessor."""
+    model = cfg.model.copy()
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model).eval()
+
+
+def plan_table(plan: QuantPlan, model: torch.nn.Module) -> Table:
+    """One row per module; activation slots that are alike share a line."""
+    table = Table(title='Quantised')
+    for column in ('module', 'shape', 'weight', 'activations'):
+        table.add_column(column, overflow='fold')
+    for name, slots in plan.slots.items():
+        weight = getattr(model.get_submodule(name), 'weight', None)
+        acts = defaultdict(list)
+        for slot, config in slots.items():
+            if slot != 'weight':
+                acts[describe(config) if config else 'float'].append(slot)
+        if not any(slots.values()):
+            continue
+        words = 'float' if 'weight' in slots and slots['weight'] is None else describe(slots['weight']) if 'weight' in slots else ''
+        table.add_row(name, 'x'.join(map(str, weight.shape)) if weight is not None else '', words,
+                      '\n'.join(f'{", ".join(names)}: {text}' for text, names in acts.items()))
+    return table
+
+
+def float_table(plan: QuantPlan) -> Table:
+    """One row per reason."""
+    table = Table(title='Left in float (biases too: they are added to sums of products)')
+    table.add_column('why')
+    table.add_column('what', overflow='fold')
+    by_reason = defaultdict(list)
+    for name, reason in plan.reasons.items():
+        by_reason[reason].append(name)
+    for reason, names in by_reason.items():
+        shown = names if len(names) <= 6 else names[:3] + [f'... {len(names) - 4} more ...', names[-1]]
+        table.add_row(reason, ', '.join(shown))
+    return table
+
+
+@one_sentence_errors
+def main() -> None:
+    args = parse_args()
+    register_all_modules()
+    cfg = load_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    model = build(cfg)
+    if getattr(model, 'plan', None) is None:
+        raise vvq_mm.QuantizationError(f'expected a model with a policy in {args.config}, got {type(model).__name__} without one; '
+                                       "use type='vvq_mm.QATImageClassifier' and set its policy")
+    backbone = cfg.model.get('backbone') or {}
+    size = args.img_size or backbone.get('img_size', 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    cost = model_cost(model, torch.zeros(1, backbone.get('in_channels', 3), *size))
+    count = model.plan.count()
+    console = Console()
+    console.print(plan_table(model.plan, model), float_table(model.plan))
+    console.print(f'{count["weight"]} weight and {count["act"]} activation quantizers')
+    console.print(f'size    {cost.bytes / MEGA:10.2f} MB    float32 {cost.float_bytes / MEGA:10.2f} MB    '
+                  f'{cost.float_bytes / cost.bytes:5.1f} times smaller')
+    console.print(f'BitOps  {cost.bit_operations / GIGA:10.1f} G     float32 {cost.float_bit_operations / GIGA:10.1f} G     '
+                  f'{cost.float_bit_operations / cost.bit_operations:5.1f} times fewer    (one {size[0]}x{size[1]} image)')
+    if args.out:
+        out = Path(args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(dict(config=args.config, plan=model.plan.to_dict(), cost=cost._asdict()), indent=1))
+        console.print(f'written to {out}')
+
+
+if __name__ == '__main__':
+    main()

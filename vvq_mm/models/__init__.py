@@ -1,0 +1,4 @@
+"""Classifiers for MMPretrain."""
+from .qat_classifier import QATImageClassifier, QATMixin, QATTimmClassifier
+
+__all__ = ['QATImageClassifier', 'QATMixin', 'QATTimmClassifier']
