@@ -38,7 +38,9 @@ def build(cfg: Config) -> torch.nn.Module:
     model = cfg.model.copy()
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(model).eval()
+    model = MODELS.build(model)
+    model.eval()
+    return model
 
 
 def plan_table(plan: QuantPlan, model: torch.nn.Module) -> Table:

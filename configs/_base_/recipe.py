@@ -76,6 +76,7 @@ vvq_hooks = dict(
             max_bits=4,
             # rises along a cosine from a quarter of the training on
             weight=dict(type='CosineSchedule', start=0.0, end=0.01, begin=0.25, until=1.0))),
+    summary=dict(type='vvq_mm.TrainingSummaryHook'),
     accuracy=dict(type='vvq_mm.AccuracyReportHook'),
     exact_resume=dict(type='vvq_mm.ExactResumeHook'),
     safe_checkpoint=dict(type='vvq_mm.SafeCheckpointHook'),

@@ -15,7 +15,7 @@ model = dict(
 data_preprocessor = dict(num_classes=10, mean=[78.0], std=[96.0])
 
 train_pipeline = [
-    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.6, 1.0), backend='pillow', interpolation='bilinear'),
+    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.6, 1.0), interpolation='bilinear'),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

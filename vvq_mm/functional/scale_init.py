@@ -107,7 +107,7 @@ def initial_scale(rule: str, statistics: Statistics, grid: IntGrid, use_offset: 
     else:
         # the official code takes the signed limit even where codes are unsigned: half as many levels
         scale = lsq_init(statistics, IntGrid(0, (grid.levels >> 1) - 1))
-    return torch.where(scale > MIN_SCALE, scale, torch.full_like(scale, MIN_SCALE)), offset
+    return scale.clamp_min(MIN_SCALE), offset
 
 
 RULES = ('mse', 'percentile', 'lsq', 'official')

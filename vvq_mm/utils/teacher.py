@@ -33,7 +33,8 @@ def build_teacher(teacher: Union[dict, str], checkpoint: Optional[str] = None) -
         model = MODELS.build(copy.deepcopy(dict(teacher)))
     if checkpoint is not None:
         load_weights(model, checkpoint)
-    return model.eval().requires_grad_(False)
+    model.eval()  # not chained: some of MMPretrain's train() return None
+    return model.requires_grad_(False)
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:

@@ -1,0 +1,143 @@
+"""Rules, granularity and plans."""
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from helpers import VIT_RULES, policy, tiny_mlp, tiny_vit
+
+from vvq_mm.errors import QuantizationError
+from vvq_mm.policy import PlanFile, QuantPlan, RulePolicy
+from vvq_mm.registry import POLICIES
+
+
+@pytest.fixture(scope='module')
+def vit():
+    return tiny_vit()
+
+
+def plan(model, rules=None, **options):
+    return POLICIES.build(policy(rules=rules, **options)).plan(model)
+
+
+def test_without_rules_everything_gets_the_template(vit):
+    bits = {config['bits'] for _, _, config in plan(vit).items()}
+    assert bits == {4} and plan(vit).count() == dict(weight=10, act=18)  # conv, 2 x 4 linear, head; 2 x 4 operands
+
+
+def test_probabilities_are_unsigned_whatever_the_template_says(vit):
+    slots = plan(vit).slots['backbone.layers.0.attn']
+    assert slots['prob']['signed'] is False and slots['query'].get('signed', True) is True
+
+
+def test_the_last_matching_rule_wins_and_changes_only_what_it_names(vit):
+    slots = plan(vit, {'*.ffn.*': 3, '*.layers.1.ffn.layers.1': dict(input=dict(offset=True)), '*.layers.1.ffn.*': dict(weight=2)}).slots
+    assert slots['backbone.layers.0.ffn.layers.1']['weight']['bits'] == 3
+    assert slots['backbone.layers.1.ffn.layers.1']['weight']['bits'] == 2
+    assert slots['backbone.layers.1.ffn.layers.1']['input']['bits'] == 3 and slots['backbone.layers.1.ffn.layers.1']['input']['offset']
+
+
+def test_none_leaves_a_slot_in_float_and_the_plan_says_why(vit):
+    result = plan(vit, {'head.*': None})
+    assert result.slots['head.layers.head'] == dict(weight=None, input=None)
+    assert result.reasons['head.layers.head.input'] == "rule 'head.*'"
+    assert 'normalisation' in result.reasons['backbone.ln1']
+
+
+def test_act_means_every_activation_slot(vit):
+    slots = plan(vit, {'*.attn*': dict(act=8)}).slots
+    assert {slots['backbone.layers.0.attn'][slot]['bits'] for slot in ('query', 'key', 'value', 'prob')} == {8}
+    assert slots['backbone.layers.0.attn.qkv']['weight']['bits'] == 4
+
+
+def test_a_regular_expression_matches_as_a_whole(vit):
+    slots = plan(vit, {r're:backbone\.layers\.\d+\.attn\.qkv': 2}).slots
+    assert [name for name, s in slots.items() if s.get('weight', dict(bits=0))['bits'] == 2] == [f'backbone.layers.{i}.attn.qkv' for i in (0, 1)]
+
+
+def test_a_rule_that_matches_nothing_names_the_nearest(vit):
+    with pytest.raises(QuantizationError, match=r"'backbone.layers.0.attn.qvk' to match.*nearest names are backbone.layers.0.attn.qkv"):
+        plan(vit, {'backbone.layers.0.attn.qvk': 8})
+
+
+def test_an_unknown_slot_names_the_known_ones(vit):
+    with pytest.raises(QuantizationError, match=r"\(input, weight; act for all activations\), got 'weights' in the rule"):
+        plan(vit, {'head.*': dict(weights=8)})
+
+
+@pytest.mark.parametrize('bits', [1, 9, 3.5], ids=str)
+def test_bad_bits_are_refused_when_the_plan_is_applied(vit, bits):
+    import vvq_mm
+    with pytest.raises(QuantizationError, match=f'integer from 2 to 8, got {bits} for 0 '):
+        vvq_mm.quantize_(tiny_mlp(), policy(rules={'0': bits}))
+
+
+def test_an_unknown_quantizer_option_is_refused_by_name():
+    import vvq_mm
+    with pytest.raises(QuantizationError, match="options that LSQQuantizer knows for 0 .*grad_scal"):
+        vvq_mm.quantize_(tiny_mlp(), policy(grad_scal='l1'))
+
+
+@pytest.mark.parametrize('name, slot, word, expected', [
+    ('backbone.layers.0.attn.qkv', 'weight', 'qkv', (3, 0)),
+    ('backbone.layers.0.attn.qkv', 'weight', 'head', (6, 0)),
+    ('backbone.layers.0.attn.proj', 'weight', 'head', (2, 1)),
+    ('backbone.layers.0.attn.proj', 'input', 'head', (2, -1)),
+    ('backbone.layers.0.attn', 'prob', 'head', (2, 1)),
+    ('backbone.layers.0.attn.qkv', 'weight', 'channel', (96, 0)),
+    ('backbone.layers.0.attn.qkv', 'input', 'channel', (32, -1)),
+    ('backbone.patch_embed.projection', 'input', 'channel', (3, 1)),
+    ('backbone.layers.0.attn.qkv', 'weight', dict(groups=4, axis=1), (4, 1)),
+], ids=str)
+def test_granularity_is_resolved_to_groups_on_an_axis(vit, name, slot, word, expected):
+    config = plan(vit, {name: {slot: dict(granularity=word)}}).slots[name][slot]
+    assert (config['groups'], config['axis']) == expected
+
+
+@pytest.mark.parametrize('slot, word', [('weight', 'head'), ('input', 'qkv'), ('weight', 'row'), ('weight', dict(groups=5))], ids=str)
+def test_granularity_that_means_nothing_for_a_slot_is_refused(vit, slot, word):
+    with pytest.raises(QuantizationError, match='backbone.layers.0.ffn.layers.0.0'):
+        plan(vit, {'backbone.layers.0.ffn.layers.0.0': {slot: dict(granularity=word)}})
+
+
+def test_planning_does_not_change_the_config(vit):
+    config = policy(rules=VIT_RULES)
+    before = json.dumps(config)
+    POLICIES.build(config).plan(vit)
+    assert json.dumps(config) == before
+
+
+def test_a_plan_survives_json(vit, tmp_path):
+    first = plan(vit, VIT_RULES)
+    (tmp_path / 'plan.json').write_text(first.to_json())
+    again = PlanFile(str(tmp_path / 'plan.json')).plan(vit)
+    assert again.slots == first.slots and QuantPlan.from_dict(first.to_dict()) == first
+
+
+def test_a_plan_of_another_model_is_refused(vit, tmp_path):
+    (tmp_path / 'plan.json').write_text(plan(vit).to_json())
+    with pytest.raises(QuantizationError, match='made for another model'):
+        PlanFile(str(tmp_path / 'plan.json')).plan(tiny_mlp())
+
+
+def test_a_missing_plan_file_says_how_to_make_one(vit):
+    with pytest.raises(QuantizationError, match='print_plan.py CONFIG --out'):
+        PlanFile('nowhere.json').plan(vit)
+
+
+@given(st.permutations(['*.attn.qkv', '*.attn.proj', '*.ffn.*']))
+def test_the_order_of_rules_that_share_no_module_does_not_matter(order):
+    model = torch.nn.ModuleDict(dict(a=tiny_vit_once()))
+    bits = {'*.attn.qkv': 2, '*.attn.proj': 3, '*.ffn.*': 8}
+    assert plan(model, {key: bits[key] for key in order}).slots == plan(model, bits).slots
+
+
+def tiny_vit_once(cache=[]):
+    cache.append(tiny_vit()) if not cache else None
+    return cache[0]
+
+
+def test_weights_alone_can_be_quantised():
+    result = RulePolicy(weight=dict(type='LSQQuantizer', bits=4), act=None).plan(tiny_mlp())
+    assert result.count() == dict(weight=2, act=0) and result.reasons['0.input'] == 'the template for it is None'
