@@ -10,7 +10,7 @@ README = HERE / 'README.md'
 setup(
     name='vvq_mm',
     version=re.search(r"__version__ = '(.+)'", (HERE / 'vvq_mm' / 'version.py').read_text()).group(1),
-    description='Quantisation-aware training of 4-, 3- and 2-bit vision transformers by config, for MMEngine and MMPretrain',
+    description='Quantisation-aware training of 4-, 3- and 2-bit vision transformers for MMEngine and MMPretrain',
     long_description=README.read_text(encoding='utf-8') if README.exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',

@@ -1,4 +1,4 @@
-"""Every test starts from the same random state, on one thread, without what another test left in MMEngine's singletons."""
+"""Every test starts from the same random state, on one thread, with none of MMEngine's singletons of another test."""
 import random
 
 import hypothesis

@@ -6,7 +6,7 @@ from helpers import tiny_vit_config
 
 IMAGES, BATCH = 12, 4
 ITERS_PER_EPOCH = IMAGES // BATCH
-HOOKS = [dict(type='vvq_mm.ExactResumeHook'), dict(type='vvq_mm.SafeCheckpointHook'), dict(type='vvq_mm.TrainingSummaryHook')]
+HOOKS = [dict(type=f'vvq_mm.{name}Hook') for name in ('ExactResume', 'SafeCheckpoint', 'TrainingSummary')]
 
 
 def float_config(work_dir, epochs=2, hooks=HOOKS, num_workers=0, sampler='vvq_mm.ResumableSampler', **top_level):
@@ -18,9 +18,10 @@ def float_config(work_dir, epochs=2, hooks=HOOKS, num_workers=0, sampler='vvq_mm
     config = dict(
         default_scope='mmpretrain',
         model=model,
-        train_dataloader=dict(batch_size=BATCH, num_workers=num_workers, sampler=dict(type=sampler, shuffle=True),
-                              collate_fn=dict(type='vvq_mm.flatten_collate'),
-                              dataset=dict(type='vvq_mm.MultiCropDataset', dataset=digits, pipeline=crops, num_crops=2)),
+        train_dataloader=dict(
+            batch_size=BATCH, num_workers=num_workers, sampler=dict(type=sampler, shuffle=True),
+            collate_fn=dict(type='vvq_mm.flatten_collate'),
+            dataset=dict(type='vvq_mm.MultiCropDataset', dataset=digits, pipeline=crops, num_crops=2)),
         val_dataloader=dict(batch_size=BATCH, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
                             dataset=dict(digits, pipeline=[dict(type='PackInputs')])),
         val_evaluator=dict(type='Accuracy', topk=(1, )),

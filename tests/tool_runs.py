@@ -10,9 +10,11 @@ REPOSITORY = Path(__file__).parents[1]
 
 def run_tool(*command, cwd, expect=0, environment=()):
     """Run a command and return what it wrote; fails with that text unless it exits as expected."""
-    variables = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1', PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env={**variables, **dict(environment)}, capture_output=True, text=True,
-                          timeout=300)
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    variables = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1', PATH=path)
+    variables.update(environment)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
     output = done.stdout + done.stderr
     assert done.returncode == expect, output
     return output

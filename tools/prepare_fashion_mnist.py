@@ -2,8 +2,8 @@
 
     python tools/prepare_fashion_mnist.py /usr/share/datasets/fashion-mnist data/fashion_mnist
 
-The first folder is that of the Debian package dataset-fashion-mnist, or of a download by hand. With a network nothing of this is
-needed: ``FashionMNIST`` downloads the files itself.
+The first folder is that of the Debian package dataset-fashion-mnist, or of a download by hand. With a network nothing
+of this is needed: ``FashionMNIST`` downloads the files itself.
 """
 import argparse
 import gzip
@@ -28,15 +28,15 @@ def read(file: Path, sha256: str) -> bytes:
         SystemExit: it is missing, damaged, or not the published one.
     """
     if not file.is_file():
-        raise SystemExit(f'expected {file.name} in {file.parent}, got none; install the Debian package dataset-fashion-mnist, or download '
-                         f'{URL}{file.name}')
+        raise SystemExit(f'expected {file.name} in {file.parent}, got none; install the Debian package '
+                         f'dataset-fashion-mnist, or download {URL}{file.name}')
     try:
         content = gzip.decompress(file.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise SystemExit(f'expected a whole gzip file, got {error} for {file}; copy or download it again') from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise SystemExit(f'expected content with SHA-256 {sha256}, got {hashlib.sha256(content).hexdigest()} for {file}; this is not the '
-                         'published Fashion-MNIST: copy or download it again')
+        raise SystemExit(f'expected content with SHA-256 {sha256}, got {hashlib.sha256(content).hexdigest()} for '
+                         f'{file}; this is not the published Fashion-MNIST: copy or download it again')
     return content
 
 
@@ -53,7 +53,7 @@ def unpack(source: Path, target: Path) -> None:
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help='folder with the four .gz files')
-    parser.add_argument('target', type=Path, nargs='?', default=Path('data/fashion_mnist'), help='data_root of the configs')
+    parser.add_argument('target', type=Path, nargs='?', default=Path('data/fashion_mnist'), help='data_root of configs')
     args = parser.parse_args()
     unpack(args.source, args.target)
     print(f'{args.target}: {len(FILES)} files ready')

@@ -19,7 +19,7 @@ from rich.table import Table
 import vvq_mm  # noqa: F401  (makes vvq_mm:: bases known)
 from vvq_mm.analysis import model_cost
 from vvq_mm.policy import QuantPlan, describe
-from vvq_mm.utils.launch import load_config, one_sentence_errors
+from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
 
 MEGA, GIGA = 1e6, 1e9
 
@@ -76,11 +76,9 @@ def float_table(plan: QuantPlan) -> Table:
     return table
 
 
-@one_sentence_errors
-def main() -> None:
-    args = parse_args()
+def print_plan(args: argparse.Namespace) -> None:
     register_all_modules()
-    cfg = load_config(args.config)
+    cfg = Config.fromfile(existing_config(args.config))
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     model = build(cfg)
@@ -107,4 +105,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    arguments = parse_args()
+    with errors_in_a_sentence():
+        print_plan(arguments)

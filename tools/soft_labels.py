@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
 
+    default = CropSettings()
     make = commands.add_parser('make', help='ask a teacher about random crops of every training image')
     make.add_argument('config', help='config file of the data set, and of the teacher unless --teacher is given')
     make.add_argument('checkpoint', help='weights of the teacher')
@@ -35,11 +36,11 @@ def parse_args() -> argparse.Namespace:
     make.add_argument('--num-crops', type=int, default=500, help='crops per image')
     make.add_argument('--topk', type=int, default=5, help='probabilities kept per crop')
     make.add_argument('--temperature', type=float, default=1.0, help="divides the teacher's logits")
-    make.add_argument('--size', type=int, help="side of the crops that the teacher sees (default: the teacher's own, or 224)")
-    make.add_argument('--scale', type=float, nargs=2, default=CropSettings().scale, help='smallest and largest area of a crop')
-    make.add_argument('--ratio', type=float, nargs=2, default=CropSettings().ratio, help='smallest and largest width / height')
+    make.add_argument('--size', type=int, help="side of the teacher's crops in pixels (default: its own, or 224)")
+    make.add_argument('--scale', type=float, nargs=2, default=default.scale, help='smallest and largest area')
+    make.add_argument('--ratio', type=float, nargs=2, default=default.ratio, help='smallest and largest width / height')
     make.add_argument('--flip-prob', type=float, default=0.5, help='probability of mirroring; 0 for digits and letters')
-    make.add_argument('--interpolation', default='bicubic')
+    make.add_argument('--interpolation', default=default.interpolation)
     make.add_argument('--batch-size', type=int, default=256, help='crops per forward pass of the teacher')
     make.add_argument('--num-workers', type=int, default=0, help='processes that read images')
     make.add_argument('--seed', type=int, default=0)
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument('store', help='folder of the store')
     verify.add_argument('--config', help='also check that the store was made for the data set of this config')
 
-    convert = commands.add_parser('convert-fkd', help="write the official FKD files as a store, without running what they pickle")
+    convert = commands.add_parser('convert-fkd', help='write official FKD files as a store, running nothing in them')
     convert.add_argument('config', help='config file of the data set')
     convert.add_argument('root', help='folder of the FKD files')
     convert.add_argument('--format', default='marginal_smoothing_k5', choices=sorted(FORMATS))
@@ -59,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--out', required=True, help='folder of the store to be made')
         command.add_argument('--force', action='store_true', help='replace an older store')
     for command in (make, verify, convert):
-        command.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
+        command.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     return parser.parse_args()
 
 
@@ -81,14 +82,26 @@ def make(args: argparse.Namespace) -> None:
     dataset = build_images(args)
     name = args.teacher or args.config
     model = build_teacher(name, args.checkpoint)
-    crop = CropSettings(args.size or input_size(model) or 224, tuple(args.scale), tuple(args.ratio), args.flip_prob, args.interpolation)
-    print(f'{len(dataset)} images of {type(dataset).__name__}, {args.num_crops} crops each; teacher {name} sees {crop.size} pixels')
+    size = args.size or input_size(model) or 224
+    crop = CropSettings(size, tuple(args.scale), tuple(args.ratio), args.flip_prob, args.interpolation)
+    print(f'{len(dataset)} images of {type(dataset).__name__}, {args.num_crops} crops each; teacher {name} sees '
+          f'{crop.size} pixels')
     result = make_soft_labels(
-        dataset, teacher_probabilities(model, args.device, args.temperature), args.out, args.num_crops, dataset_classes(dataset), args.topk,
-        crop, args.seed, args.batch_size, f'{name} with {args.checkpoint}, temperature {args.temperature:g}', args.force, args.num_workers,
+        dataset,
+        teacher_probabilities(model, args.device, args.temperature),
+        args.out,
+        args.num_crops,
+        dataset_classes(dataset),
+        topk=args.topk,
+        crop=crop,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        description=f'{name} with {args.checkpoint}, temperature {args.temperature:g}',
+        force=args.force,
+        num_workers=args.num_workers,
         progress=partial(track, description='soft labels'))
-    print(f'{args.out}: the teacher agrees with the true class on {100 * result["agreement"]:.2f} % of the crops; the stored classes hold '
-          f'{100 * result["mass"]:.2f} % of its probability')
+    print(f'{args.out}: the teacher agrees with the true class on {100 * result["agreement"]:.2f} % of the crops; the '
+          f'stored classes hold {100 * result["mass"]:.2f} % of its probability')
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -96,8 +109,9 @@ def verify(args: argparse.Namespace) -> None:
     store.verify(progress=partial(track, description='checksums'))
     if args.config:
         store.check_dataset(build_images(args))
-    print(f'{args.store}: {store.num_images} images x {store.num_crops} crops, top {store.k} of {store.num_classes} classes, made for '
-          f'{store.meta["dataset"]} by {store.meta["teacher"] or "an unnamed teacher"}; all checksums agree')
+    print(f'{args.store}: {store.num_images} images x {store.num_crops} crops, top {store.k} of {store.num_classes} '
+          f'classes, made for {store.meta["dataset"]} by {store.meta["teacher"] or "an unnamed teacher"}; all '
+          'checksums agree')
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the results (.pkl, .json or .yml)')
-    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what to write to --out; predictions by default')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='content of --out; predictions by default')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--interval', type=int, default=1, help='show every n-th sample')

@@ -41,7 +41,8 @@ def log_result(runner: Runner) -> None:
     scalars, info = runner.message_hub.log_scalars, runner.message_hub.runtime_info
     final = ', '.join(f'{name.removeprefix("val/")} {buffer.current():.2f}'
                       for name, buffer in scalars.items() if name.startswith('val/accuracy'))
-    runner.logger.info(f'Final {final or "accuracy: not validated"}. Checkpoint: {info.get("last_ckpt", "none was saved")}')
+    checkpoint = info.get('last_ckpt', 'none was saved')
+    runner.logger.info(f'Final {final or "accuracy: not validated"}. Checkpoint: {checkpoint}')
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ def site(tmp_path_factory):
     """A folder with the content of the wheel, as site-packages would have it."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
-    files = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=REPOSITORY, capture_output=True,
-                           text=True, check=True).stdout.split('\n')
+    listing = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=REPOSITORY,
+                             capture_output=True, text=True, check=True)
+    files = listing.stdout.split('\n')
     for name in filter(None, files):  # a copy, so that building leaves nothing in the repository
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,16 +26,20 @@ def site(tmp_path_factory):
             target.symlink_to((REPOSITORY / name).readlink())
         elif (REPOSITORY / name).is_file():
             target.write_bytes((REPOSITORY / name).read_bytes())
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', folder], cwd=source,
-                   check=True)
+    build = [sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '-q', '-w', folder]
+    subprocess.run(build, cwd=source, check=True)
     zipfile.ZipFile(next(folder.glob('*.whl'))).extractall(folder / 'site')
     return folder / 'site'
 
 
-@pytest.mark.parametrize('source, packed', [('configs', 'vvq_mm/.mim/configs'), ('configs', 'vvq_mm/configs'), ('tools', 'vvq_mm/.mim/tools')],
-                         ids=['text_configs', 'lazy_configs', 'tools'])
+PACKED = [('configs', 'vvq_mm/.mim/configs'), ('configs', 'vvq_mm/configs'), ('tools', 'vvq_mm/.mim/tools')]
+
+
+@pytest.mark.parametrize('source, packed', PACKED, ids=['text_configs', 'lazy_configs', 'tools'])
 def test_the_wheel_carries_every_file(site, source, packed):
-    wanted = {file.relative_to(REPOSITORY / source) for file in (REPOSITORY / source).rglob('*') if file.suffix in ('.py', '.sh', '.pth')}
+    kinds = ('.py', '.sh', '.pth')
+    folder = REPOSITORY / source
+    wanted = {file.relative_to(folder) for file in folder.rglob('*') if file.suffix in kinds}
     got = {file.relative_to(site / packed) for file in (site / packed).rglob('*') if file.is_file()}
     assert wanted and wanted <= got
 

@@ -1,4 +1,4 @@
-"""A stopped and resumed full-precision run ends with the bits of an uninterrupted one, through the real Runner on the CPU."""
+"""A stopped and resumed full-precision run ends with the bits of an uninterrupted one: the real Runner, on the CPU."""
 import pytest
 import torch
 from runner_config import ITERS_PER_EPOCH, float_config, run
@@ -37,7 +37,8 @@ def test_resume_from_any_iteration_is_bit_identical(uninterrupted, tmp_path, sto
 def test_resume_from_an_epoch_checkpoint_is_bit_identical(uninterrupted, tmp_path):
     hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
     run(float_config(tmp_path, EPOCHS, default_hooks=hooks), 'by_epoch')
-    config = float_config(tmp_path / 'resumed', EPOCHS, default_hooks=hooks, resume=True, load_from=str(tmp_path / 'epoch_1.pth'))
+    config = float_config(tmp_path / 'resumed', EPOCHS, default_hooks=hooks, resume=True,
+                          load_from=str(tmp_path / 'epoch_1.pth'))
     assert_same_bits(final_state(run(config, 'by_epoch_resumed')), uninterrupted[1])
 
 
@@ -48,16 +49,18 @@ def test_resume_is_bit_identical_with_worker_processes(uninterrupted, tmp_path):
 
 
 def test_resume_of_an_iteration_based_run_is_bit_identical(tmp_path):
-    options = dict(train_cfg=dict(by_epoch=False, max_iters=3, val_interval=10), val_cfg=None, val_dataloader=None, val_evaluator=None,
+    options = dict(train_cfg=dict(by_epoch=False, max_iters=3), val_cfg=None, val_dataloader=None, val_evaluator=None,
                    param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=False, T_max=3)])
     whole = run(float_config(tmp_path / 'whole', **options), 'iters')
     options.update(resume=True, load_from=str(tmp_path / 'whole' / 'iter_2.pth'))
-    assert_same_bits(final_state(run(float_config(tmp_path / 'resumed', **options), 'iters_resumed')), final_state(whole))
+    resumed = run(float_config(tmp_path / 'resumed', **options), 'iters_resumed')
+    assert_same_bits(final_state(resumed), final_state(whole))
 
 
 def test_a_random_seed_is_taken_over_from_the_checkpoint(tmp_path):
     whole = run(float_config(tmp_path / 'whole', randomness=dict(seed=None)), 'random')
-    config = float_config(tmp_path / 'resumed', randomness=dict(seed=None), resume=True, load_from=str(tmp_path / 'whole' / 'iter_4.pth'))
+    config = float_config(tmp_path / 'resumed', randomness=dict(seed=None), resume=True,
+                          load_from=str(tmp_path / 'whole' / 'iter_4.pth'))
     assert_same_bits(final_state(run(config, 'random_resumed')), final_state(whole))
 
 

@@ -28,7 +28,8 @@ def checkpoint(saved):
 def start(tmp_path, checkpoint, **options):
     """Write a checkpoint and start a run from it."""
     torch.save(checkpoint, tmp_path / 'given.pth')
-    return run(float_config(tmp_path, epochs=1, load_from=str(tmp_path / 'given.pth'), **options), f'start_{tmp_path.name}')
+    config = float_config(tmp_path, epochs=1, load_from=str(tmp_path / 'given.pth'), **options)
+    return run(config, f'start_{tmp_path.name}')
 
 
 def test_a_saved_checkpoint_needs_no_unsafe_loading(checkpoint):
@@ -47,6 +48,16 @@ def test_a_whole_checkpoint_is_taken(tmp_path, checkpoint):
 def test_keys_of_a_wrapped_model_fit(tmp_path, checkpoint):
     checkpoint['state_dict'] = {f'module.{name}': value for name, value in checkpoint['state_dict'].items()}
     start(tmp_path, checkpoint)
+
+
+def test_a_model_wrapped_for_test_time_augmentation_fits(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / 'given.pth')
+    config = float_config(tmp_path, load_from=str(tmp_path / 'given.pth'))
+    config.model = dict(type='AverageClsScoreTTA', module=config.model)
+    runner = Runner.from_cfg(config)
+    runner.load_or_resume()
+    name = 'backbone.cls_token'
+    assert torch.equal(runner.model.module.state_dict()[name], checkpoint['state_dict'][name])
 
 
 def test_a_missing_key_stops_the_run(tmp_path, checkpoint):
@@ -79,9 +90,10 @@ def test_keys_of_quantizers_do_not_count(tmp_path, checkpoint):
 
 @pytest.mark.parametrize('resume', [False, True], ids=['load', 'resume'])
 def test_only_a_resumed_run_must_find_its_quantizers(resume):
-    runner = SimpleNamespace(model=tiny_qat(), _resume=resume, _load_from='float.pth', logger=MMLogger.get_current_instance())
+    logger = MMLogger.get_current_instance()
+    runner = SimpleNamespace(model=tiny_qat(), _resume=resume, _load_from='float.pth', logger=logger)
     checkpoint = dict(state_dict=tiny_vit().state_dict(), meta={}, optimizer={}, message_hub=dict(log_scalars={}))
-    refused = pytest.raises(CheckpointError, match=r'float.pth.*no scale of these bits.*backbone.patch_embed.projection \(')
+    refused = pytest.raises(CheckpointError, match=r'float.pth.*no scale of these bits.*patch_embed.projection \(')
     with refused if resume else nullcontext():
         SafeCheckpointHook().after_load_checkpoint(runner, checkpoint)
 

@@ -41,15 +41,16 @@ def test_resume_goes_on_from_the_last_checkpoint_to_the_same_weights(project, tm
 
 
 def test_testing_writes_the_metrics_of_the_run(project, tmp_path):
-    tool_runs.test('config.py', 'work/iter_6.pth', '--work-dir', tmp_path, '--out', tmp_path / 'metrics.json', '--out-item', 'metrics',
+    out = tmp_path / 'metrics.json'
+    tool_runs.test('config.py', 'work/iter_6.pth', '--work-dir', tmp_path, '--out', out, '--out-item', 'metrics',
                    cwd=project)
-    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    metrics = json.loads(out.read_text())
     assert f'Final accuracy/top1 {metrics["accuracy/top1"]:.2f}.' in (project / 'log.txt').read_text()
 
 
 def test_options_of_the_command_line_come_last(project, tmp_path):
-    output = tool_runs.train('config.py', '--work-dir', tmp_path, '--no-validate', '--cfg-options', 'train_cfg.max_epochs=1',
-                             'optim_wrapper.optimizer.lr=0.5', cwd=project)
+    output = tool_runs.train('config.py', '--work-dir', tmp_path, '--no-validate', '--cfg-options',
+                             'train_cfg.max_epochs=1', 'optim_wrapper.optimizer.lr=0.5', cwd=project)
     assert 'Learning rate 0.5' in output and 'accuracy: not validated' in output
     assert (tmp_path / 'iter_3.pth').exists() and not (tmp_path / 'iter_4.pth').exists()
 
@@ -74,5 +75,6 @@ def test_a_damaged_checkpoint_ends_in_a_sentence(project, tmp_path):
 def test_an_unsafe_checkpoint_is_loaded_with_the_flag(project, tmp_path):
     checkpoint = torch.load(project / 'work' / 'iter_6.pth', weights_only=True)
     torch.save(dict(checkpoint, extra=tmp_path), tmp_path / 'unsafe.pth')  # a pathlib object
-    output = tool_runs.test('config.py', tmp_path / 'unsafe.pth', '--work-dir', tmp_path, '--trust-checkpoint', cwd=project)
+    given = tmp_path / 'unsafe.pth'
+    output = tool_runs.test('config.py', given, '--work-dir', tmp_path, '--trust-checkpoint', cwd=project)
     assert 'accuracy/top1' in output

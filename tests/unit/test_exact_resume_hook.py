@@ -6,17 +6,19 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from vvq_mm.datasets.sampler import ResumableSampler
 from vvq_mm.hooks.exact_resume_hook import ExactResumeHook, mixed_seed
 
 
-def fake_runner(iteration, epoch=0, seed=5, sampler=ResumableSampler):
-    data = list(range(10))
-    loader = DataLoader(data, batch_size=2, sampler=sampler(data) if sampler is torch.utils.data.RandomSampler else sampler(data, seed=1),
-                        collate_fn=list)
-    return SimpleNamespace(seed=seed, iter=iteration, epoch=epoch, train_dataloader=loader, train_loop=None, logger=MagicMock())
+DATA = list(range(10))
+
+
+def fake_runner(iteration, epoch=0, seed=5, sampler=None):
+    loader = DataLoader(DATA, batch_size=2, sampler=sampler or ResumableSampler(DATA, seed=1))
+    return SimpleNamespace(seed=seed, iter=iteration, epoch=epoch, train_dataloader=loader, train_loop=None,
+                           logger=MagicMock())
 
 
 def draws():
@@ -79,7 +81,7 @@ def test_the_sampler_takes_over_the_seed_of_the_checkpoint():
 
 @pytest.mark.parametrize('iteration, warnings', [(8, 1), (5, 0)], ids=['mid_epoch', 'epoch_end'])
 def test_a_sampler_that_cannot_go_on_is_warned_about(iteration, warnings):
-    runner = fake_runner(iteration=iteration, epoch=1, sampler=torch.utils.data.RandomSampler)
+    runner = fake_runner(iteration=iteration, epoch=1, sampler=RandomSampler(DATA))
     ExactResumeHook().before_train(runner)
     assert runner.logger.warning.call_count == warnings
 

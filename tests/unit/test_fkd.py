@@ -61,21 +61,23 @@ def test_a_file_of_any_format_is_read_without_trust(tmp_path, form, legacy):
 def test_files_of_numpy_1_and_2_are_read(tmp_path, module):
     content = write_fkd(tmp_path / 'x.tar', legacy=True)
     here = np.ndarray([0]).__reduce__()[0].__module__.removesuffix('.multiarray')
-    raw = (tmp_path / 'x.tar').read_bytes().replace(f'c{here}.multiarray\n'.encode(), f'c{module}.multiarray\n'.encode())
-    assert f'c{module}.multiarray\n'.encode() in raw
-    (tmp_path / 'x.tar').write_bytes(raw)
+    here, there = (f'c{name}.multiarray\n'.encode() for name in (here, module))
+    raw = (tmp_path / 'x.tar').read_bytes()
+    assert here in raw
+    (tmp_path / 'x.tar').write_bytes(raw.replace(here, there))
     np.testing.assert_array_equal(load_fkd(tmp_path / 'x.tar')[0], content[0])
 
 
 def test_half_precision_files_are_read(tmp_path):
-    torch.save([array.astype(np.float16) if array.dtype == np.float32 else array for array in fkd_content('smoothing')], tmp_path / 'x.tar')
+    coordinates, flips, labels = fkd_content('smoothing')
+    torch.save([coordinates.astype(np.float16), flips, labels.astype(np.float16)], tmp_path / 'x.tar')
     assert load_fkd(tmp_path / 'x.tar')[0].dtype == np.float16
 
 
 @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, legacy):
-    coordinates, flips, labels = fkd_content('hard')
-    torch.save([coordinates, flips, labels, Attack(tmp_path / 'owned')], tmp_path / 'x.tar', _use_new_zipfile_serialization=not legacy)
+    content = [*fkd_content('hard'), Attack(tmp_path / 'owned')]
+    torch.save(content, tmp_path / 'x.tar', _use_new_zipfile_serialization=not legacy)
     with pytest.raises(SoftLabelError, match=r'x\.tar, got the class or function posix.mkdir; it was not run'):
         load_fkd(tmp_path / 'x.tar')
     assert not (tmp_path / 'owned').exists()
@@ -94,6 +96,13 @@ def test_the_allow_list_ends_with_the_call(tmp_path):
     load_fkd(tmp_path / 'x.tar')
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / 'x.tar', weights_only=True)
+
+
+def test_what_the_user_has_allowed_stays_allowed(tmp_path):
+    write_fkd(tmp_path / 'x.tar')
+    with torch.serialization.safe_globals([np.dtype]):
+        load_fkd(tmp_path / 'x.tar')
+        assert np.dtype in torch.serialization.get_safe_globals()
 
 
 @pytest.mark.parametrize('content, got', [
@@ -133,7 +142,8 @@ def images(tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (8, 8)).save(root / name)
     (tmp_path / 'list.txt').write_text('n01/n01_1.JPEG 0\nn01/n01.2.JPEG 0\nn02/n02_1.JPEG 1\n')
-    return CustomDataset(data_root=str(root), ann_file=str(tmp_path / 'list.txt'), metainfo=dict(classes=[str(i) for i in range(CLASSES)]))
+    classes = [str(i) for i in range(CLASSES)]
+    return CustomDataset(data_root=str(root), ann_file=str(tmp_path / 'list.txt'), metainfo=dict(classes=classes))
 
 
 @pytest.mark.parametrize('folder', ['imagenet/train/n01', 'train/n01', 'n01'], ids=['official', 'split', 'class'])

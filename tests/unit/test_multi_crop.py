@@ -1,4 +1,5 @@
 """Several crops per image: their pixels, their labels, their randomness, their batch."""
+import copy
 import random
 
 import numpy as np
@@ -11,7 +12,8 @@ from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vvq_mm.datasets import Digits, Draw, MultiCropDataset, ReplayCrop, ResumableSampler, SoftLabelWriter, flatten_collate
+from vvq_mm.datasets import (Digits, Draw, MultiCropDataset, ReplayCrop, ResumableSampler, SoftLabelWriter,
+                             flatten_collate)
 from vvq_mm.errors import SoftLabelError
 
 PACK = dict(type='PackInputs')
@@ -72,7 +74,7 @@ def test_pixels_are_those_of_torchvision_on_the_pil_image(channels, interpolatio
 @pytest.mark.parametrize('channels', [1, 3], ids=['grey', 'colour'])
 def test_torch_backend_differs_by_at_most_one_grey_level(channels):
     results = dict(img=image_of(0, channels=channels), crop_box=(0.1, 0.2, 0.7, 0.6), stored_flip=True)
-    pillow, fast = (ReplayCrop(24, backend=backend)(dict(results))['img'].astype(int) for backend in ('pillow', 'torch'))
+    pillow, fast = (ReplayCrop(24, backend=name)(dict(results))['img'].astype(int) for name in ('pillow', 'torch'))
     assert pillow.shape == fast.shape and np.abs(pillow - fast).max() <= 1
 
 
@@ -126,15 +128,19 @@ def test_crops_are_a_function_of_the_seed_alone():
 
 
 def test_a_visit_leaves_the_generators_alone():
-    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
     digits(pipeline=[use_every_generator, PACK])[0]
-    assert random.getstate() == before[0] and (np.random.get_state()[1] == before[1]).all() and torch.equal(torch.get_rng_state(), before[2])
+    assert states() == before
 
 
 def batches(dataset, num_workers):
     sampler = ResumableSampler(dataset, seed=2)
     sampler.set_epoch(1)
-    return [batch['inputs'] for batch in DataLoader(dataset, 5, sampler=sampler, num_workers=num_workers, collate_fn=flatten_collate)]
+    loader = DataLoader(dataset, 5, sampler=sampler, num_workers=num_workers, collate_fn=flatten_collate)
+    return [batch['inputs'] for batch in loader]
 
 
 @pytest.mark.parametrize('pipeline', [RANDOM, [use_every_generator, PACK]], ids=['mmpretrain', 'all_generators'])
@@ -229,10 +235,11 @@ def test_no_crops_are_refused():
 
 
 def test_building_changes_no_config_and_lazy_init_waits():
-    config = dict(type='vvq_mm.MultiCropDataset', dataset=dict(type='vvq_mm.Digits', lazy_init=True), pipeline=[dict(PACK)], lazy_init=True)
-    copy = {**config, 'dataset': dict(config['dataset']), 'pipeline': [dict(PACK)]}
+    inner = dict(type='vvq_mm.Digits', lazy_init=True)
+    config = dict(type='vvq_mm.MultiCropDataset', dataset=inner, pipeline=[dict(PACK)], lazy_init=True)
+    before = copy.deepcopy(config)
     dataset = DATASETS.build(config)
-    assert config == copy and not dataset.dataset._fully_initialized
+    assert config == before and not dataset.dataset._fully_initialized
     assert len(dataset) == 1437 and dataset.metainfo['classes'] == tuple('0123456789') and dataset.get_cat_ids(0) == [0]
 
 

@@ -141,3 +141,8 @@ def tiny_vit_once(cache=[]):
 def test_weights_alone_can_be_quantised():
     result = RulePolicy(weight=dict(type='LSQQuantizer', bits=4), act=None).plan(tiny_mlp())
     assert result.count() == dict(weight=2, act=0) and result.reasons['0.input'] == 'the template for it is None'
+
+
+def test_a_number_sets_the_bits_of_the_slots_that_have_a_template():
+    result = RulePolicy(weight=dict(type='LSQQuantizer', bits=4), act=None, rules={'0': 8}).plan(tiny_mlp())
+    assert result.slots['0']['weight']['bits'] == 8 and result.slots['0']['input'] is None

@@ -236,7 +236,10 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     assert (tmp_path / 'thesis.tex').read_text() == 'precious'
 
 
-@pytest.mark.parametrize('classes, k, message', [(6, 2, 'num_classes from 7 to 7, got 6'), (7, 8, 'k from 1 to 7, got 8')], ids=['classes', 'k'])
+@pytest.mark.parametrize('classes, k, message', [
+    (6, 2, 'num_classes from 7 to 7, got 6'),
+    (7, 8, 'k from 1 to 7, got 8'),
+], ids=['classes', 'k'])
 def test_numbers_that_do_not_fit_the_data_set_are_refused(tmp_path, classes, k, message):
     with pytest.raises(SoftLabelError, match=message):
         SoftLabelWriter(tmp_path / 'store', Labelled(), classes, CROPS, k)

@@ -10,5 +10,5 @@ from .seeding import random_state
 from .soft_label_store import SoftLabelStore
 from .soft_label_writer import SoftLabelWriter
 
-__all__ = ['CropSettings', 'Digits', 'Draw', 'MultiCropDataset', 'ReplayCrop', 'ResumableSampler', 'SoftLabelStore', 'SoftLabelWriter',
-           'convert_fkd', 'flatten_collate', 'load_fkd', 'make_soft_labels', 'random_state']
+__all__ = ['CropSettings', 'Digits', 'Draw', 'MultiCropDataset', 'ReplayCrop', 'ResumableSampler', 'SoftLabelStore',
+           'SoftLabelWriter', 'convert_fkd', 'flatten_collate', 'load_fkd', 'make_soft_labels', 'random_state']

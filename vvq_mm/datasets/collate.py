@@ -11,7 +11,8 @@ def flatten_collate(batch: List[Union[dict, List[dict]]]) -> dict:
     """Return one batch of all crops of all images, image after image.
 
     Args:
-        batch (list): of lists of packed crops ``dict(inputs, data_samples)``, or of packed images as other data sets give them.
+        batch (list): of lists of packed crops ``dict(inputs, data_samples)``, or of packed images as other data sets
+            give them.
 
     Returns:
         dict: ``inputs``, a tensor (crops, C, H, W) of the crops' dtype, or a list of tensors when their shapes differ;

@@ -17,12 +17,12 @@ _SPLITS = dict(test=(0, ), train=(1, 2, 3, 4), val=(1, ), fit=(2, 3, 4))
 class Digits(BaseDataset):
     """The 8 x 8 digits of ``sklearn.datasets.load_digits`` in 10 classes, as square uint8 images of one channel.
 
-    The split is fixed: images are sorted by class, inside a class by a hash of their index, and every fifth is a test image. So
-    each class is divided alike, and nothing depends on a random generator.
+    The split is fixed: images are sorted by class, inside a class by a hash of their index, and every fifth is a test
+    image. So each class is divided alike, and nothing depends on a random generator.
 
     Args:
-        split (str): ``train`` (1,437 images), ``test`` (360), or a part of ``train``: ``fit`` (1,077) and ``val`` (360), to choose
-            settings without looking at the test images. Defaults to ``train``.
+        split (str): ``train`` (1,437 images), ``test`` (360), or a part of ``train``: ``fit`` (1,077) and ``val``
+            (360), to choose settings without looking at the test images. Defaults to ``train``.
         size (int): side of the image in pixels; 8 are enlarged to it by bilinear interpolation. Defaults to 32.
         **kwargs: arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
@@ -48,8 +48,8 @@ class Digits(BaseDataset):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError("expected scikit-learn for the data set Digits, got none; run `pip install 'vvq_mm[digits]'` or "
-                              '`pip install scikit-learn`') from error
+            raise ImportError('expected scikit-learn for the data set Digits, which its images come with, got none; '
+                              'run `pip install scikit-learn`') from error
         images, labels = load_digits(return_X_y=True)
         order = np.lexsort((hash64(np.arange(len(labels))), labels))
         chosen = np.sort(order[np.isin(np.arange(len(order)) % 5, _SPLITS[self.split])])

@@ -20,8 +20,8 @@ def evenly_spaced(length: int, count: int = SAMPLES) -> np.ndarray:
 def dataset_fingerprint(dataset: Any) -> str:
     """Return a SHA-256 over the length and over the name and label of up to 4,096 evenly spaced samples.
 
-    The name is the path below the data set's image folder, so that a data set may be moved; images in memory have none and count
-    by their position.
+    The name is the path below the data set's image folder, so that a data set may be moved; images in memory have none
+    and count by their position.
 
     Args:
         dataset: a data set of MMEngine's kind: ``__len__`` and ``get_data_info``.

@@ -1,7 +1,7 @@
 """Reading the official FKD soft labels (szq0214/FKD): one pickled file per image, opened without running code from it.
 
-A file holds ``[coordinates (K, 4), flips (K,), labels]`` as numpy arrays; coordinates are (top, left, height, width) as fractions.
-The layout of ``labels`` is the format, see :data:`FORMATS`.
+A file holds ``[coordinates (K, 4), flips (K,), labels]`` as numpy arrays; coordinates are (top, left, height, width) as
+fractions. The layout of ``labels`` is the format, see :data:`FORMATS`.
 """
 import pickle
 import re
@@ -17,8 +17,8 @@ from .fingerprint import dataset_classes
 from .soft_label_writer import SoftLabelWriter
 
 # name -> shape of the labels of K crops; the tail of each is `smooth`, see labels_of
-FORMATS = dict(hard=(), smoothing=(2, ), marginal_smoothing_k5=(2, 5), marginal_smoothing_k10=(2, 10), marginal_renorm=(2, 5),
-               marginal_renorm_k5=(2, 5))
+FORMATS = dict(hard=(), smoothing=(2, ), marginal_smoothing_k5=(2, 5), marginal_smoothing_k10=(2, 10),
+               marginal_renorm=(2, 5), marginal_renorm_k5=(2, 5))
 _RECONSTRUCT = np.ndarray([0]).__reduce__()[0]
 # all that a pickled numeric array names, under the module paths of numpy 1 and 2
 _NUMPY = [
@@ -36,23 +36,30 @@ def load_fkd(path: Union[str, Path]) -> Tuple[np.ndarray, np.ndarray, np.ndarray
     Raises:
         SoftLabelError: the file is missing, damaged, or holds anything but numeric arrays; nothing in it is run.
     """
-    expected = f'expected an FKD file, a list of three numpy arrays [coordinates (K, 4), flips (K,), labels (K, ...)], in {path}'
+    expected = ('expected an FKD file, a list of three numpy arrays [coordinates (K, 4), flips (K,), labels (K, ...)], '
+                f'in {path}')
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        # on leaving, the scope takes back what it lists, so it must not list what the user has allowed
+        allowed = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([name for name in _NUMPY if name not in allowed]):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
-        raise SoftLabelError(f'{expected}, got no file; check the root folder, and that every image has its label file') from error
+        raise SoftLabelError(f'{expected}, got no file; check the root folder, and that every image has its label '
+                             'file') from error
     except pickle.UnpicklingError as error:
         # torch's own words advise to load the file unsafely, so only the name is taken from them
         foreign = re.search(r"GLOBAL (\S+)|<class '([^']+)'>", str(error))
         reason = f'the class or function {foreign[1] or foreign[2]}' if foreign else 'a pickle of something else'
-        raise SoftLabelError(f'{expected}, got {reason}; it was not run. Do not trust this file, get it again from its source') from error
+        raise SoftLabelError(f'{expected}, got {reason}; it was not run. Do not trust this file, get it again from its '
+                             'source') from error
     except Exception as error:  # truncated or no pickle at all: torch and zipfile raise many kinds
-        raise SoftLabelError(f'{expected}, got a damaged file ({type(error).__name__}: {error}); copy it again') from error
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        raise SoftLabelError(f'{expected}, got a damaged file ({reason}); copy it again') from error
     arrays = isinstance(content, (list, tuple)) and len(content) == 3 and all(
         isinstance(item, np.ndarray) and item.dtype.kind in 'fiub' for item in content)
     if not arrays or content[0].ndim != 2 or content[0].shape[1] != 4 or len({len(item) for item in content}) != 1:
-        got = [getattr(item, 'shape', type(item).__name__) for item in content] if isinstance(content, (list, tuple)) else type(content)
+        items = content if isinstance(content, (list, tuple)) else [content]
+        got = [getattr(item, 'shape', type(item).__name__) for item in items]
         raise SoftLabelError(f'{expected}, got {got}')
     return tuple(content)
 
@@ -60,8 +67,8 @@ def load_fkd(path: Union[str, Path]) -> Tuple[np.ndarray, np.ndarray, np.ndarray
 def labels_of(labels: np.ndarray, form: str, where: str = 'FKD labels') -> np.ndarray:
     """Return labels of any format as (K, 2, k) float32, to be read with the tail ``smooth``.
 
-    A hard label is a probability of 1 and a renormalised one sums to 1, so their tail is empty; the two kinds of smoothing leave
-    the rest to the tail, as in the official decoder.
+    A hard label is a probability of 1 and a renormalised one sums to 1, so their tail is empty; the two kinds of
+    smoothing leave the rest to the tail, as in the official decoder.
 
     Example:
         >>> labels_of(np.array([7]), 'hard').tolist()
@@ -70,8 +77,8 @@ def labels_of(labels: np.ndarray, form: str, where: str = 'FKD labels') -> np.nd
     if form not in FORMATS:
         raise SoftLabelError(f'expected an FKD format among {", ".join(FORMATS)}, got {form!r}')
     if labels.shape[1:] != FORMATS[form]:
-        raise SoftLabelError(f'expected labels of shape (K, {", ".join(map(str, FORMATS[form]))}) for the format {form}, got {labels.shape} '
-                             f'in {where}; give the format that the files were made with')
+        raise SoftLabelError(f'expected labels of shape (K, {", ".join(map(str, FORMATS[form]))}) for the format '
+                             f'{form}, got {labels.shape} in {where}; give the format that the files were made with')
     labels = labels.astype(np.float32)
     if form == 'hard':
         return np.stack([labels, np.ones_like(labels)], axis=1)[..., None]
@@ -83,10 +90,10 @@ def labels_of(labels: np.ndarray, form: str, where: str = 'FKD labels') -> np.nd
 
 
 def find_fkd(root: Union[str, Path], img_path: str) -> Path:
-    """Return the label file of an image: the end of its path under ``root``, with the suffix ``.tar`` (it is no tar archive).
+    """Return the label file of an image: the end of its path under ``root``, with the suffix ``.tar``.
 
-    Published files lie at ``root/imagenet/train/CLASS/NAME.tar``, their folder having the name of the data set's; fewer of these
-    folders are accepted too.
+    It is no tar archive. Published files lie at ``root/imagenet/train/CLASS/NAME.tar``, their folder having the name of
+    the data set's; fewer of these folders are accepted too.
     """
     parts = Path(img_path).with_suffix('.tar').parts
     candidates = [Path(root, *parts[-depth:]) for depth in (4, 3, 2, 1)]
@@ -125,10 +132,11 @@ def convert_fkd(root: Union[str, Path],
     _, boxes, _, labels = read(0)
     num_crops = num_crops or len(boxes)
     crop = dict(source='FKD', format=form)
-    with SoftLabelWriter(out, dataset, num_classes or dataset_classes(dataset), num_crops, labels.shape[-1], f'FKD files of {form}', crop,
-                         force) as writer:
+    with SoftLabelWriter(out, dataset, num_classes or dataset_classes(dataset), num_crops, labels.shape[-1],
+                         f'FKD files of {form}', crop, force) as writer:
         for index in progress(range(len(dataset))):
             path, boxes, flips, labels = read(index)
             if len(boxes) < num_crops:
-                raise SoftLabelError(f'expected at least {num_crops} crops in {path}, got {len(boxes)}; lower num_crops')
+                raise SoftLabelError(f'expected at least {num_crops} crops in {path}, got {len(boxes)}; lower '
+                                     'num_crops')
             writer.write(index, boxes[:num_crops].clip(0, 1), flips[:num_crops], labels[:num_crops])

@@ -1,4 +1,4 @@
-"""Making soft labels: random crops of every image, and what a teacher says about each (FKD, szq0214/FKD; arXiv 2307.00331)."""
+"""Making soft labels as FKD (szq0214/FKD) does: random crops of every image, and what a teacher says about each."""
 import math
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, NamedTuple, Sequence, Tuple, Union
@@ -57,7 +57,8 @@ def make_soft_labels(dataset: Any,
 
     Args:
         dataset: fully initialised data set of MMEngine's kind whose pipeline loads the image.
-        teacher (Callable): maps crops, uint8 (B, C, size, size) in the data set's channel order, to probabilities (B, num_classes).
+        teacher (Callable): maps crops, uint8 (B, C, size, size) in the data set's channel order, to probabilities
+            (B, num_classes).
         out (str | Path): the store's folder, complete at the end or not there at all.
         num_crops (int): crops per image.
         num_classes (int): number of classes.
@@ -71,7 +72,8 @@ def make_soft_labels(dataset: Any,
         progress (Callable): wraps the loop over images, such as ``tqdm``.
 
     Returns:
-        dict: ``agreement``, share of crops whose most probable class is the true one; ``mass``, mean probability that was kept.
+        dict: ``agreement``, share of crops whose most probable class is the true one; ``mass``, mean probability that
+        was kept.
 
     Raises:
         SoftLabelError: the teacher's output is no probability, or the store cannot be written.
@@ -85,11 +87,12 @@ def make_soft_labels(dataset: Any,
     settings = dict(crop._asdict(), seed=seed)
     loader = DataLoader(_CropsOfImage(dataset, num_crops, crop, seed), batch_size=None, num_workers=num_workers)
     agree = mass = 0.0
-    with SoftLabelWriter(out, dataset, num_classes, num_crops, min(topk, num_classes), description, settings, force) as writer:
+    topk = min(topk, num_classes)
+    with SoftLabelWriter(out, dataset, num_classes, num_crops, topk, description, settings, force) as writer:
         for group in progress(_Groups(loader, images=max(batch_size // num_crops, 1))):
             crops = torch.cat([image[3] for image in group])
             probabilities = torch.cat([_ask(teacher, part, num_classes) for part in crops.split(batch_size)])
-            labels = encode_topk(probabilities, min(topk, num_classes)).unflatten(0, (len(group), num_crops))
+            labels = encode_topk(probabilities, topk).unflatten(0, (len(group), num_crops))
             for (index, boxes, flips, _, truth), label in zip(group, labels):
                 writer.write(index, boxes, flips, label)
                 agree += (label[:, 0, 0] == truth).sum().item()
@@ -106,9 +109,10 @@ def _ask(teacher: Teacher, images: Tensor, num_classes: int) -> Tensor:
         raise SoftLabelError(f'expected probabilities of shape {(len(images), num_classes)} from the teacher, got '
                              f'{tuple(probabilities.shape)}; give a teacher for this number of classes')
     if not torch.allclose(probabilities.sum(-1), torch.ones(()), atol=1e-2) or probabilities.min() < 0:
-        raise SoftLabelError(f'expected probabilities that sum to 1 from the teacher, got values from {probabilities.min():g} to '
-                             f'{probabilities.max():g} and a first sum of {probabilities[0].sum():g}; return logits.softmax(-1), and check '
-                             'that its weights are finite')
+        raise SoftLabelError('expected probabilities that sum to 1 from the teacher, got values from '
+                             f'{probabilities.min():g} to {probabilities.max():g} and a first sum of '
+                             f'{probabilities[0].sum():g}; return logits.softmax(-1), and check that its weights are '
+                             'finite')
     return probabilities
 
 
@@ -131,7 +135,8 @@ class _CropsOfImage(Dataset):
         boxes = np.rint(np.array(pixels) / (height, width, height, width) * BOX_UNIT) / BOX_UNIT
         flips = rng.random(self.num_crops) < self.crop.flip_prob
         crops = [self.replay(dict(img=image, crop_box=box, stored_flip=flip))['img'] for box, flip in zip(boxes, flips)]
-        crops = torch.from_numpy(np.stack(crops)).reshape(self.num_crops, self.crop.size, self.crop.size, -1).permute(0, 3, 1, 2)
+        size = self.crop.size
+        crops = torch.from_numpy(np.stack(crops)).reshape(self.num_crops, size, size, -1).permute(0, 3, 1, 2)
         return index, boxes, flips, crops, int(np.asarray(results.get('gt_label', -1)).flat[0])
 
 
@@ -155,7 +160,8 @@ class _Groups:
             yield group
 
 
-def sample_box(rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Tuple[int, ...]:
+def sample_box(rng: np.random.Generator, height: int, width: int, scale: Sequence[float],
+               ratio: Sequence[float]) -> Tuple[int, int, int, int]:
     """Return (top, left, height, width) in pixels as torchvision's ``RandomResizedCrop`` draws them.
 
     Args:

@@ -20,15 +20,17 @@ from .soft_label_store import SoftLabelStore
 class MultiCropDataset:
     """Wraps a data set: decodes an image once and returns ``num_crops`` packed crops of it, as a list.
 
-    A batch of B images is B x num_crops crops (see :func:`flatten_collate`); an epoch is one pass over the images. Everything
-    random about a visit follows from its seed, so crops do not depend on the number of workers or on what was loaded before.
+    A batch of B images is B x num_crops crops (see :func:`flatten_collate`); an epoch is one pass over the images.
+    Everything random about a visit follows from its seed, so crops do not depend on the number of workers or on what
+    was loaded before.
 
     Args:
-        dataset (dict | Dataset): the data set; its own pipeline only loads the image, ``[dict(type='LoadImageFromFile')]``.
+        dataset (dict | Dataset): the data set; its own pipeline only loads the image,
+            ``[dict(type='LoadImageFromFile')]``.
         pipeline (Sequence[dict | Callable]): transforms of each crop; the last is ``PackInputs``.
         num_crops (int): crops per visit. Defaults to 4.
-        soft_labels (str, optional): folder of a :class:`SoftLabelStore`. Then the crops are drawn from the stored ones without
-            replacement, ``pipeline`` needs ``vvq_mm.ReplayCrop`` instead of random crops and flips, and
+        soft_labels (str, optional): folder of a :class:`SoftLabelStore`. Then the crops are drawn from the stored ones
+            without replacement, ``pipeline`` needs ``vvq_mm.ReplayCrop`` instead of random crops and flips, and
             ``PackInputs(algorithm_keys=('soft_label', ))`` passes on the label, float32 (2, k). Defaults to None.
         lazy_init (bool): whether annotations are loaded later, by ``full_init``. Defaults to False.
 
@@ -43,10 +45,15 @@ class MultiCropDataset:
         [torch.Size([1, 24, 24]), torch.Size([1, 24, 24])]
     """
 
-    def __init__(self, dataset: Union[dict, Any], pipeline: Sequence, num_crops: int = 4, soft_labels: Optional[str] = None,
+    def __init__(self,
+                 dataset: Union[dict, Any],
+                 pipeline: Sequence,
+                 num_crops: int = 4,
+                 soft_labels: Optional[str] = None,
                  lazy_init: bool = False) -> None:
         self.dataset = MMPRETRAIN_DATASETS.build(copy.deepcopy(dataset)) if isinstance(dataset, dict) else dataset
-        self.pipeline = Compose([MMPRETRAIN_TRANSFORMS.build(dict(step)) if isinstance(step, dict) else step for step in pipeline])
+        self.pipeline = Compose(
+            [MMPRETRAIN_TRANSFORMS.build(step) if isinstance(step, dict) else step for step in copy.deepcopy(pipeline)])
         if num_crops < 1:
             raise ValueError(f'expected num_crops of at least 1, got {num_crops} for MultiCropDataset')
         self.num_crops = num_crops
@@ -100,19 +107,21 @@ class MultiCropDataset:
         if self.store is None:
             return [{}] * self.num_crops
         chosen = np.random.choice(self.store.num_crops, self.num_crops, replace=False)
-        return [dict(crop_box=box, stored_flip=flip, soft_label=label) for box, flip, label in zip(*self.store.read(index, chosen))]
+        crops = zip(*self.store.read(index, chosen))
+        return [dict(crop_box=box, stored_flip=flip, soft_label=label) for box, flip, label in crops]
 
     def _crop(self, image: dict, stored: dict) -> dict:
         """Run the pipeline on a copy of the image: some transforms write into the array they get."""
         packed = self.pipeline({**copy.deepcopy(image), **stored})
         if not isinstance(packed, dict) or 'inputs' not in packed:
-            raise ValueError(f"expected the pipeline of MultiCropDataset to end with PackInputs, got {type(packed).__name__} without 'inputs' "
-                             f'for {image_name(self.dataset, image)}; append dict(type=\'PackInputs\')')
+            raise ValueError('expected the pipeline of MultiCropDataset to end with PackInputs, got '
+                             f"{type(packed).__name__} without 'inputs' for {image_name(self.dataset, image)}; append "
+                             "dict(type='PackInputs')")
         return packed
 
 
 def load_image(dataset: Any, index: int) -> dict:
-    """Return the data info of an image after the data set's own pipeline, with ``img``, ``img_shape`` and ``ori_shape``.
+    """Return the data info of an image after the data set's own pipeline; it has ``img``, ``img_shape``, ``ori_shape``.
 
     ``dataset[index]`` would hide a broken image: MMEngine takes another one at random when a pipeline returns None.
 
@@ -121,18 +130,19 @@ def load_image(dataset: Any, index: int) -> dict:
         TypeError: the data set has no pipeline of its own.
     """
     if not hasattr(dataset, 'pipeline'):
-        raise TypeError(f'expected a data set with a pipeline of its own, got {type(dataset).__name__}; put MultiCropDataset inside this '
-                        'wrapper, not around it')
+        raise TypeError(f'expected a data set with a pipeline of its own, got {type(dataset).__name__}; put '
+                        'MultiCropDataset inside this wrapper, not around it')
     info = dataset.get_data_info(index)
     name = image_name(dataset, info)
     try:
         results = dataset.pipeline(info)
     except Exception as error:
         reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        raise OSError(f'expected a readable image, got {reason} for {name}; restore the file or take it out of the data set') from error
+        raise OSError(f'expected a readable image, got {reason} for {name}; restore the file or take it out of the '
+                      'data set') from error
     if results is None or results.get('img') is None:
-        raise OSError(f'expected an image, got none for {name}; restore the file, or load it in the pipeline of the wrapped data set: '
-                      "pipeline=[dict(type='LoadImageFromFile')]")
+        raise OSError(f'expected an image, got none for {name}; restore the file, or load it in the pipeline of the '
+                      "wrapped data set: pipeline=[dict(type='LoadImageFromFile')]")
     for key in ('img_shape', 'ori_shape'):
         results.setdefault(key, results['img'].shape[:2])
     return results
@@ -146,8 +156,9 @@ def image_name(dataset: Any, info: dict) -> str:
 def _check_pipeline(transforms: Sequence) -> None:
     """Raise if stored labels would not meet their crop or not arrive."""
     if not any(isinstance(step, ReplayCrop) for step in transforms):
-        raise SoftLabelError("expected dict(type='vvq_mm.ReplayCrop', scale=...) in the pipeline of MultiCropDataset with soft_labels, got "
-                             f'{[type(step).__name__ for step in transforms]}; a stored label belongs to a stored crop')
+        names = ', '.join(type(step).__name__ for step in transforms)
+        raise SoftLabelError("expected dict(type='vvq_mm.ReplayCrop', scale=...) in the pipeline of MultiCropDataset "
+                             f'with soft_labels, got {names}; a stored label belongs to a stored crop')
     if not any('soft_label' in getattr(step, 'algorithm_keys', ()) for step in transforms):
-        raise SoftLabelError("expected dict(type='PackInputs', algorithm_keys=('soft_label', )) at the end of the pipeline of MultiCropDataset "
-                             'with soft_labels, got none that passes soft_label on')
+        raise SoftLabelError("expected dict(type='PackInputs', algorithm_keys=('soft_label', )) at the end of the "
+                             'pipeline of MultiCropDataset with soft_labels, got none that passes soft_label on')

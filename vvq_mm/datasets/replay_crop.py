@@ -3,12 +3,14 @@ from typing import Sequence, Tuple, Union
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from PIL import Image
 
 from vvq_mm.registry import TRANSFORMS
 
-_PILLOW = {name: getattr(Image.Resampling, name.upper()) for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')}
+_PILLOW = {name: getattr(Image.Resampling, name.upper())
+           for name in ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')}
 _TORCH = ('bilinear', 'bicubic')
 
 
@@ -16,17 +18,18 @@ _TORCH = ('bilinear', 'bicubic')
 class ReplayCrop(BaseTransform):
     """Crops ``crop_box`` out of ``img``, resizes it with antialiasing, and mirrors it if ``stored_flip`` says so.
 
-    The same pixels as ``torchvision.transforms.functional.resized_crop`` of a PIL image, which the official FKD loader uses. The
-    image is cut before it is resized: ``Image.resize(box=...)`` would mix in pixels from outside the crop.
+    The same pixels as ``torchvision.transforms.functional.resized_crop`` of a PIL image, which the official FKD loader
+    uses. The image is cut before it is resized: ``Image.resize(box=...)`` would mix in pixels from outside the crop.
 
-    Required keys: ``img`` (uint8, (H, W), (H, W, 1) or (H, W, 3)), ``crop_box`` (top, left, height, width as fractions of the
-    image), ``stored_flip`` (optional). Changed keys: ``img``, ``img_shape``, ``flip``, ``flip_direction``.
+    Required keys: ``img`` (uint8, (H, W), (H, W, 1) or (H, W, 3)), ``crop_box`` (top, left, height, width as fractions
+    of the image), ``stored_flip`` (optional). Changed keys: ``img``, ``img_shape``, ``flip``, ``flip_direction``.
 
     Args:
         scale (int | Sequence[int]): side of the result, or (height, width), in pixels.
-        interpolation (str): ``bilinear``, ``bicubic``, and with pillow also ``nearest``, ``box``, ``hamming``, ``lanczos``.
-            Defaults to ``bilinear``.
-        backend (str): ``pillow``, or ``torch``, which is faster and differs by at most one grey level. Defaults to ``pillow``.
+        interpolation (str): ``bilinear``, ``bicubic``, and with pillow also ``nearest``, ``box``, ``hamming``,
+            ``lanczos``. Defaults to ``bilinear``.
+        backend (str): ``pillow``, or ``torch``, which is faster and differs by at most one grey level. Defaults to
+            ``pillow``.
 
     Example:
         >>> crop = ReplayCrop(2)
@@ -34,10 +37,14 @@ class ReplayCrop(BaseTransform):
         (2, 2)
     """
 
-    def __init__(self, scale: Union[int, Sequence[int]], interpolation: str = 'bilinear', backend: str = 'pillow') -> None:
+    def __init__(self,
+                 scale: Union[int, Sequence[int]],
+                 interpolation: str = 'bilinear',
+                 backend: str = 'pillow') -> None:
         known = {'pillow': tuple(_PILLOW), 'torch': _TORCH}
         if backend not in known or interpolation not in known[backend]:
-            raise ValueError(f'expected backend and interpolation to be one of {known}, got {backend!r} and {interpolation!r} for ReplayCrop')
+            raise ValueError(f'expected backend and interpolation to be one of {known}, got {backend!r} and '
+                             f'{interpolation!r} for ReplayCrop')
         self.scale: Tuple[int, int] = (scale, scale) if isinstance(scale, int) else tuple(scale)
         self.interpolation, self.backend = interpolation, backend
 
@@ -59,11 +66,12 @@ class ReplayCrop(BaseTransform):
 
     def _torch(self, img: np.ndarray) -> np.ndarray:
         channels_last = torch.from_numpy(img).reshape(1, *img.shape[:2], -1).permute(0, 3, 1, 2)
-        out = torch.nn.functional.interpolate(channels_last, self.scale, mode=self.interpolation, antialias=True, align_corners=False)
+        out = F.interpolate(channels_last, self.scale, mode=self.interpolation, antialias=True, align_corners=False)
         return out[0].permute(1, 2, 0).reshape(*self.scale, *img.shape[2:]).contiguous().numpy()
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(scale={self.scale}, interpolation={self.interpolation!r}, backend={self.backend!r})'
+        return (f'{type(self).__name__}(scale={self.scale}, interpolation={self.interpolation!r}, '
+                f'backend={self.backend!r})')
 
 
 def to_pixels(box: Sequence[float], shape: Sequence[int]) -> Tuple[int, int, int, int]:

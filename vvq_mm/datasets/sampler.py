@@ -29,13 +29,14 @@ class Draw(NamedTuple):
 class ResumableSampler(Sampler):
     """Yields :class:`Draw` in an order that depends on seed and epoch alone, whatever ran before.
 
-    To go on in the middle of an epoch, set ``start`` to the number of samples that this rank has already seen of it: the next pass
-    leaves them out, the ones after it are whole again.
+    To go on in the middle of an epoch, set ``start`` to the number of samples that this rank has already seen of it:
+    the next pass leaves them out, the ones after it are whole again.
 
     Args:
         dataset (Sized): the data set.
         seed (int, optional): of the run, equal on all ranks. None agrees on a random one.
-        shuffle (bool): whether the order is random. The seeds of the draws change with the epoch in any case. Defaults to True.
+        shuffle (bool): whether the order is random. The seeds of the draws change with the epoch in any case. Defaults
+            to True.
         round_up (bool): whether first samples are repeated until every rank has equally many. Defaults to True.
 
     Example:
@@ -57,8 +58,9 @@ class ResumableSampler(Sampler):
     def __iter__(self) -> Iterator[Draw]:
         """Return the draws of this rank from ``start`` on; taking the iterator sets ``start`` back to 0."""
         if not 0 <= self.start <= len(self):
-            raise ValueError(f'expected ResumableSampler.start from 0 to {len(self)} samples of rank {self.rank}, got {self.start}; '
-                             'resume with the data set, batch size and number of processes that the checkpoint was made with')
+            raise ValueError(f'expected ResumableSampler.start from 0 to {len(self)} samples of rank {self.rank}, got '
+                             f'{self.start}; resume with the data set, batch size and number of processes that the '
+                             'checkpoint was made with')
         indices = self.indices()[self.start:]
         self.start = 0
         seeds = hash64(self.seed, self.epoch, _DRAW, indices)

@@ -1,4 +1,4 @@
-"""Randomness as a pure function: 64-bit hashes of (seed, epoch, index), and a scope in which every generator starts from one."""
+"""Randomness as a pure function: hashes of (seed, epoch, index), and a scope that starts every generator from one."""
 import random
 from contextlib import contextmanager
 from typing import Iterator, Union
@@ -10,9 +10,10 @@ MASK = (1 << 64) - 1
 
 
 def hash64(*words: Union[int, np.ndarray]) -> np.ndarray:
-    """Return a 64-bit hash of the words by the splitmix64 mixer (Steele, Lea, Flood 2014); arrays are hashed element by element.
+    """Return a 64-bit hash of the words by the splitmix64 mixer (Steele, Lea, Flood 2014).
 
-    The same on every platform and library version, unlike the streams of numpy's or torch's generators.
+    Arrays are hashed element by element. The hash is the same on every platform and library version, unlike the streams
+    of numpy's or torch's generators.
 
     Args:
         *words (int | np.ndarray): integers, or integer arrays that broadcast.

@@ -1,10 +1,10 @@
 """Stored soft labels: a folder that holds, for each image, many crops and what a teacher said about each.
 
-======================  ==================================================================================================
-``meta.json``           version, sizes, data set and its fingerprint, teacher, crop settings, checksum of this file
-``crops.bin``           (images, crops) records of 9 + 4 k bytes, see :func:`record_dtype`; read through a memory map
-``checksums.bin``       CRC-32 of the records of each image, little-endian uint32
-======================  ==================================================================================================
+==================  ==========================================================================================
+``meta.json``       version, sizes, data set and its fingerprint, teacher, crop settings, checksum of this file
+``crops.bin``       (images, crops) records of 9 + 4 k bytes, see :func:`record_dtype`; read through a memory map
+``checksums.bin``   CRC-32 of the records of each image, little-endian uint32
+==================  ==========================================================================================
 """
 import hashlib
 import json
@@ -27,7 +27,7 @@ MAKE_AGAIN = 'make it again with tools/soft_labels.py'
 
 
 def record_dtype(k: int) -> np.dtype:
-    """Return the record of one crop: box (top, left, height, width) as fractions, flip, k class indices, k probabilities.
+    """Return the record of a crop: box (top, left, height, width) as fractions, flip, k classes, k probabilities.
 
     Example:
         >>> record_dtype(5).itemsize
@@ -75,7 +75,8 @@ class SoftLabelStore:
             file = self.path / name
             if not file.is_file() or file.stat().st_size != size:
                 got = f'{file.stat().st_size} bytes' if file.is_file() else 'no such file'
-                raise SoftLabelError(f'expected {size} bytes in {file}, got {got}; the store is truncated: copy it again or {MAKE_AGAIN}')
+                raise SoftLabelError(f'expected {size} bytes in {file}, got {got}; the store is truncated: copy it '
+                                     f'again or {MAKE_AGAIN}')
         self._crops = np.memmap(self.path / CROPS, dtype, 'r', shape=shape)
         self._checksums = np.memmap(self.path / CHECKSUMS, '<u4', 'r', shape=shape[:1])
 
@@ -99,14 +100,15 @@ class SoftLabelStore:
         for index in progress(range(self.num_images) if images is None else images):
             records = self._crops[index]
             if zlib.crc32(records.tobytes()) != self._checksums[index]:
-                raise SoftLabelError(f'expected checksum {self._checksums[index]:08x} for the crops of image {index} in {self.path}, got '
-                                     f'{zlib.crc32(records.tobytes()):08x}; the store is damaged: copy it again or {MAKE_AGAIN}')
+                raise SoftLabelError(f'expected checksum {self._checksums[index]:08x} for the crops of image {index} '
+                                     f'in {self.path}, got {zlib.crc32(records.tobytes()):08x}; the store is damaged: '
+                                     f'copy it again or {MAKE_AGAIN}')
             self._check_classes(records['index'], index)
 
     def _check_classes(self, classes: np.ndarray, index: int) -> None:
         if classes.max() >= self.num_classes:
-            raise SoftLabelError(f'expected class indices below {self.num_classes}, got {classes.max()} for image {index} in {self.path}; '
-                                 f'{MAKE_AGAIN}')
+            raise SoftLabelError(f'expected class indices below {self.num_classes}, got {classes.max()} for image '
+                                 f'{index} in {self.path}; {MAKE_AGAIN}')
 
     def check_dataset(self, dataset: Any) -> None:
         """Raise unless the store was made for ``dataset``, a fully initialised data set of MMEngine's kind.
@@ -120,15 +122,16 @@ class SoftLabelStore:
             got['fingerprint'] = dataset_fingerprint(dataset)
         for what, value in got.items():
             if value != expected[what]:
-                raise SoftLabelError(f'expected the data set that {self.path} was made for ({self.meta["dataset"]}, {what} '
-                                     f'{expected[what]}), got {type(dataset).__name__} with {what} {value}; give the store of this data '
-                                     'set or make one with tools/soft_labels.py')
+                raise SoftLabelError(f'expected the data set that {self.path} was made for ({self.meta["dataset"]}, '
+                                     f'{what} {expected[what]}), got {type(dataset).__name__} with {what} {value}; '
+                                     'give the store of this data set or make one with tools/soft_labels.py')
 
     def check_crops(self, num_crops: int) -> None:
         """Raise a :class:`SoftLabelError` unless ``num_crops`` different crops can be drawn from an image."""
         if not 1 <= num_crops <= self.num_crops:
-            raise SoftLabelError(f'expected num_crops from 1 to the {self.num_crops} stored per image in {self.path}, got {num_crops}; ask '
-                                 f'for fewer, or make a store with more (tools/soft_labels.py make --num-crops)')
+            raise SoftLabelError(f'expected num_crops from 1 to the {self.num_crops} stored per image in {self.path}, '
+                                 f'got {num_crops}; ask for fewer, or make a store with more (tools/soft_labels.py '
+                                 'make --num-crops)')
 
     def read(self, index: int, crops: Sequence[int]) -> Tuple[np.ndarray, np.ndarray, Tensor]:
         """Return m crops of one image.
@@ -146,8 +149,9 @@ class SoftLabelStore:
         """
         crops = np.asarray(crops)
         if not 0 <= index < self.num_images or crops.min() < 0 or crops.max() >= self.num_crops:
-            raise SoftLabelError(f'expected an image below {self.num_images} and crops below {self.num_crops} in {self.path}, got image '
-                                 f'{index} and crops {crops.tolist()}; give the store of this data set or ask for fewer crops')
+            raise SoftLabelError(f'expected an image below {self.num_images} and crops below {self.num_crops} in '
+                                 f'{self.path}, got image {index} and crops {crops.tolist()}; give the store of this '
+                                 'data set or ask for fewer crops')
         records = self._crops[index][crops]
         self._check_classes(records['index'], index)
         labels = np.stack([records['index'].astype(np.float32), records['prob'].astype(np.float32)], axis=1)
@@ -158,15 +162,17 @@ def _read_meta(path: Path) -> dict:
     """Return the checked contents of ``meta.json``."""
     file = path / META
     if not file.is_file():
-        raise SoftLabelError(f'expected a store of soft labels with a {META}, got none in {path}; {MAKE_AGAIN.replace("it again", "one")}')
+        raise SoftLabelError(f'expected a store of soft labels with a {META}, got none in {path}; '
+                             f'{MAKE_AGAIN.replace("it again", "one")}')
     try:
         meta = json.loads(file.read_text())
         version = meta['version']
     except (ValueError, KeyError, TypeError) as error:
-        raise SoftLabelError(f'expected JSON with a `version` in {file}, got {error!r}; copy the store again or {MAKE_AGAIN}') from error
+        raise SoftLabelError(f'expected JSON with a `version` in {file}, got {error!r}; copy the store again or '
+                             f'{MAKE_AGAIN}') from error
     if version != VERSION:
         raise SoftLabelError(f'expected a store of version {VERSION}, got version {version!r} in {file}; {MAKE_AGAIN}')
     if meta.get('checksum') != meta_checksum(meta):
-        raise SoftLabelError(f'expected checksum {meta_checksum(meta)} in {file}, got {meta.get("checksum")}; the file was changed: copy the '
-                             f'store again or {MAKE_AGAIN}')
+        raise SoftLabelError(f'expected checksum {meta_checksum(meta)} in {file}, got {meta.get("checksum")}; the file '
+                             f'was changed: copy the store again or {MAKE_AGAIN}')
     return meta

@@ -13,6 +13,8 @@ from vvq_mm.errors import SoftLabelError
 from .fingerprint import dataset_classes, dataset_fingerprint
 from .soft_label_store import BOX_UNIT, CHECKSUMS, CROPS, META, VERSION, meta_checksum, record_dtype
 
+MAX_CLASSES = 65536  # of an index of two bytes
+
 
 class SoftLabelWriter:
     """Writes a store into a folder beside ``path`` and renames it when every image is there; a context manager.
@@ -36,18 +38,37 @@ class SoftLabelWriter:
         ...         writer.write(index, boxes=[[0, 0, 1, 1]], flips=[0], labels=[[[3, 5], [0.8, 0.1]]])
     """
 
-    def __init__(self, path: Union[str, Path], dataset: Any, num_classes: int, num_crops: int, k: int, teacher: str = '',
-                 crop: Optional[dict] = None, force: bool = False) -> None:
+    def __init__(self,
+                 path: Union[str, Path],
+                 dataset: Any,
+                 num_classes: int,
+                 num_crops: int,
+                 k: int,
+                 teacher: str = '',
+                 crop: Optional[dict] = None,
+                 force: bool = False) -> None:
         self.path = Path(path)
         named = dataset_classes(dataset) or num_classes
-        for what, value, low, high in (('images', len(dataset), 1, None), ('num_crops', num_crops, 1, None), ('k', k, 1, num_classes),
-                                       ('num_classes', num_classes, named, min(named, BOX_UNIT + 1))):
+        for what, value, low, high in (
+            ('images', len(dataset), 1, None),
+            ('num_crops', num_crops, 1, None),
+            ('k', k, 1, num_classes),
+            ('num_classes', num_classes, named, min(named, MAX_CLASSES)),
+        ):
             if value < low or (high is not None and value > high):
-                raise SoftLabelError(f'expected {what} from {low} to {high or "any number"}, got {value} for the store {self.path} of '
-                                     f'{type(dataset).__name__}')
+                raise SoftLabelError(f'expected {what} from {low} to {high or "any number"}, got {value} for the store '
+                                     f'{self.path} of {type(dataset).__name__}')
         _check_target(self.path, force)
-        self.meta = dict(version=VERSION, num_images=len(dataset), num_crops=num_crops, num_classes=num_classes, k=k,
-                         dataset=type(dataset).__name__, fingerprint=dataset_fingerprint(dataset), teacher=teacher, crop=dict(crop or {}))
+        self.meta = dict(
+            version=VERSION,
+            num_images=len(dataset),
+            num_crops=num_crops,
+            num_classes=num_classes,
+            k=k,
+            dataset=type(dataset).__name__,
+            fingerprint=dataset_fingerprint(dataset),
+            teacher=teacher,
+            crop=dict(crop or {}))
         self._written = np.zeros(len(dataset), bool)
 
     def __enter__(self) -> 'SoftLabelWriter':
@@ -92,7 +113,8 @@ class SoftLabelWriter:
         elif not _within(labels[:, 1], 1 + 1e-3):
             problem = f'probabilities from 0 to 1, got {labels[:, 1].min():g} to {labels[:, 1].max():g}'
         if problem:
-            raise SoftLabelError(f'expected {problem} for image {index} of the store {self.path}; check what makes the labels')
+            raise SoftLabelError(f'expected {problem} for image {index} of the store {self.path}; check what makes the '
+                                 'labels')
 
     def __exit__(self, kind, error, trace) -> None:
         try:
@@ -104,11 +126,13 @@ class SoftLabelWriter:
     def _finish(self) -> None:
         """Check that all images were written and move the folder to its place."""
         if not self._written.all():
-            raise SoftLabelError(f'expected labels of all {len(self._written)} images for the store {self.path}, got {self._written.sum()} '
-                                 f'(the first missing is {int(np.argmin(self._written))}); nothing was kept')
+            raise SoftLabelError(f'expected labels of all {len(self._written)} images for the store {self.path}, got '
+                                 f'{self._written.sum()} (the first missing is {int(np.argmin(self._written))}); '
+                                 'nothing was kept')
         self._crops.flush()
         self._checksums.tofile(self._folder / CHECKSUMS)
-        (self._folder / META).write_text(json.dumps({**self.meta, 'checksum': meta_checksum(self.meta)}, indent=1) + '\n')
+        meta = {**self.meta, 'checksum': meta_checksum(self.meta)}
+        (self._folder / META).write_text(json.dumps(meta, indent=1) + '\n')
         self._folder.chmod(0o755)  # mkdtemp makes it for this user alone
         if self.path.exists():
             old = Path(tempfile.mkdtemp(prefix=f'{self.path.name}.old-', dir=self.path.parent))
@@ -128,5 +152,6 @@ def _check_target(path: Path, force: bool) -> None:
     """Raise if something at ``path`` would be lost; ``force`` gives up an older store and nothing else."""
     there = {file.name for file in path.iterdir()} if path.is_dir() else {path.name} if path.exists() else set()
     if there and not (force and there <= {META, CROPS, CHECKSUMS}):
-        advice = 'choose another folder, it holds other files' if force else 'choose another folder, or force it to replace an older store'
-        raise SoftLabelError(f'expected no file or an empty folder at {path}, got {", ".join(sorted(there)[:3])}; {advice}')
+        advice = 'it holds other files' if force else 'or force it to replace an older store'
+        raise SoftLabelError(f'expected no file or an empty folder at {path}, got {", ".join(sorted(there)[:3])}; '
+                             f'choose another folder, {advice}')

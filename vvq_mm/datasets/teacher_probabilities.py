@@ -5,11 +5,14 @@ import torch
 from torch import Tensor, nn
 
 
-def teacher_probabilities(model: nn.Module, device: Union[str, torch.device] = 'cpu', temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """Return the function ``images (B, C, H, W) uint8 -> probabilities (B, classes) float32`` that :func:`make_soft_labels` asks.
+def teacher_probabilities(model: nn.Module,
+                          device: Union[str, torch.device] = 'cpu',
+                          temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Return a function from images, uint8 (B, C, H, W), to probabilities (B, classes), for :func:`make_soft_labels`.
 
-    Images come as MMCV loads them, BGR. A model of MMPretrain normalises them by its own data preprocessor, one of timm by the mean
-    and standard deviation of its ``pretrained_cfg``; images of one channel are repeated for a teacher of three.
+    Images come as MMCV loads them, BGR. A model of MMPretrain normalises them by its own data preprocessor, one of timm
+    by the mean and standard deviation of its ``pretrained_cfg``; images of one channel are repeated for a teacher of
+    three.
 
     Args:
         model (nn.Module): the teacher; moved to ``device`` and put in eval mode.
@@ -21,8 +24,8 @@ def teacher_probabilities(model: nn.Module, device: Union[str, torch.device] = '
     """
     model = model.to(device).eval()
     if not hasattr(model, 'data_preprocessor') and not hasattr(model, 'pretrained_cfg'):
-        raise TypeError(f'expected a teacher of MMPretrain (with data_preprocessor) or timm (with pretrained_cfg), got {type(model).__name__}; '
-                        'write a function from uint8 images to probabilities for it')
+        raise TypeError('expected a teacher of MMPretrain (with data_preprocessor) or timm (with pretrained_cfg), got '
+                        f'{type(model).__name__}; write a function from uint8 images to probabilities for it')
 
     def probabilities(images: Tensor) -> Tensor:
         if hasattr(model, 'data_preprocessor'):

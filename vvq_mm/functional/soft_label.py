@@ -1,7 +1,7 @@
 """Soft labels: the cross-entropy with a teacher's probabilities, in closed form when only the top k of them are known.
 
-A top-k label is a float tensor (2, k): row 0 the class indices, row 1 their probabilities, as in FKD (szq0214/FKD). What the
-other classes get is the *tail*:
+A top-k label is a float tensor (2, k): row 0 the class indices, row 1 their probabilities, as in FKD (szq0214/FKD).
+What the other classes get is the *tail*:
 
 ==========  =======================================================================================
 ``smooth``  the rest of the probability in equal parts (FKD's marginal smoothing, arXiv 2307.00331)
@@ -21,10 +21,11 @@ TAILS = ('smooth', 'renorm', 'hard', 'none')
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Return :math:`-\frac{T^2}{B} \sum_i \sum_c p_{ic} \log \mathrm{softmax}(z_i / T)_c`, a scalar in float32 or wider.
+    r"""Return :math:`-\frac{T^2}{B} \sum_i \sum_c p_{ic} \log \mathrm{softmax}(z_i / T)_c`, a scalar.
 
-    Dividing the logits by :math:`T` divides the gradient by about :math:`T^2` (once by the chain rule, once because both
-    distributions flatten), so the loss is multiplied by :math:`T^2` to keep its weight beside other losses (arXiv 1503.02531).
+    Dividing the logits by :math:`T` divides the gradient by about :math:`T^2` (once by the chain rule, once because
+    both distributions flatten), so the loss is multiplied by :math:`T^2` to keep its weight beside other losses
+    (arXiv 1503.02531). The arithmetic is float32, or float64 for float64 logits.
 
     Args:
         logits (Tensor): (B, C), of the student, any floating dtype.
@@ -63,7 +64,8 @@ def topk_cross_entropy(logits: Tensor, label: Tensor, tail: str = 'smooth', temp
     if rest is None:
         loss = -(probabilities * log_probabilities.gather(-1, classes)).sum(-1)
     else:
-        loss = -((probabilities - rest) * log_probabilities.gather(-1, classes)).sum(-1) - rest[:, 0] * log_probabilities.sum(-1)
+        listed = (probabilities - rest) * log_probabilities.gather(-1, classes)
+        loss = -listed.sum(-1) - rest[:, 0] * log_probabilities.sum(-1)
     return loss.mean() * temperature**2
 
 
@@ -88,8 +90,8 @@ def encode_topk(probabilities: Tensor, k: int) -> Tensor:
                  [0.7000, 0.2000]]])
     """
     if not 1 <= k <= probabilities.shape[-1]:
-        raise SoftLabelError(f'expected k from 1 to the number of classes {probabilities.shape[-1]}, got {k} in encode_topk; '
-                             'use the number of classes to keep all')
+        raise SoftLabelError(f'expected k from 1 to the number of classes {probabilities.shape[-1]}, got {k} in '
+                             'encode_topk; use the number of classes to keep all')
     values, classes = probabilities.float().topk(k, dim=-1)
     return torch.stack([classes.float(), values], dim=-2)
 
@@ -100,12 +102,13 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _split(label: Tensor, num_classes: int, tail: str, dtype: torch.dtype) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Return the listed classes (B, k), their probabilities (B, k), and that of each other class (B, 1), None for zero."""
+    """Return the listed classes (B, k), their probabilities (B, k), and that of each other class (B, 1), None for 0."""
     if tail not in TAILS:
         raise SoftLabelError(f'expected tail to be one of {", ".join(TAILS)}, got {tail!r} in topk_cross_entropy')
     if label.ndim != 3 or label.shape[1] != 2 or label.shape[2] > num_classes:
-        raise SoftLabelError(f'expected labels of shape (batch, 2, k) with k up to {num_classes} classes, got {tuple(label.shape)} in '
-                             'topk_cross_entropy; check that the store was made for this number of classes')
+        raise SoftLabelError(f'expected labels of shape (batch, 2, k) with k up to {num_classes} classes, got '
+                             f'{tuple(label.shape)} in topk_cross_entropy; check that the store was made for this '
+                             'number of classes')
     classes, probabilities = label[:, 0].long(), label[:, 1].to(dtype)
     if tail == 'renorm':
         return classes, probabilities / probabilities.sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny), None

@@ -16,11 +16,12 @@ _DATA, _STEP = 0, 1
 class ExactResumeHook(Hook):
     """Makes all that is random a function of (seed, rank, iteration), and continues an epoch where it was left.
 
-    No random state is saved: it is set anew before each iteration, once for the step (drop path, for example) and once for
-    the loading of the next batch in the same process (``num_workers=0``). In worker processes the random choices must come
-    from the index that the sampler gives, as ``vvq_mm.MultiCropDataset`` makes them. A checkpoint saved in the middle of an
-    epoch (``CheckpointHook(by_epoch=False)``) needs ``vvq_mm.ResumableSampler`` to go on with the next batch of that epoch;
-    an iteration-based loop skips what it has seen by itself. With gradient accumulation, save at a multiple of its count.
+    No random state is saved: it is set anew before each iteration, once for the step (drop path, for example) and once
+    for the loading of the next batch in the same process (``num_workers=0``). In worker processes the random choices
+    must come from the index that the sampler gives, as ``vvq_mm.MultiCropDataset`` makes them. A checkpoint saved in
+    the middle of an epoch (``CheckpointHook(by_epoch=False)``) needs ``vvq_mm.ResumableSampler`` to go on with the
+    next batch of that epoch; an iteration-based loop skips what it has seen by itself. With gradient accumulation,
+    save at a multiple of its count.
     """
 
     priority = 'VERY_HIGH'  # before hooks that draw or load anything
@@ -42,8 +43,8 @@ class ExactResumeHook(Hook):
             self._start = batches_done * _batch_size(runner.train_dataloader)
         if self._start and not hasattr(sampler, 'start'):
             runner.logger.warning(
-                f'Resuming in the middle of an epoch is not exact: {type(sampler).__name__} starts the epoch again. Use '
-                "`train_dataloader=dict(sampler=dict(type='vvq_mm.ResumableSampler'))`.")
+                f'Resuming in the middle of an epoch is not exact: {type(sampler).__name__} starts the epoch again. '
+                "Use `train_dataloader=dict(sampler=dict(type='vvq_mm.ResumableSampler'))`.")
 
     def before_train_epoch(self, runner) -> None:
         sampler = _sampler(runner)

@@ -87,8 +87,8 @@ class OscillationHook(Hook):
         if self.regularizer is not None:
             if getattr(model, 'regularizer', self) not in (None, self.regularizer):
                 raise QuantizationError('expected a model that takes a regulariser, as vvq_mm.QATImageClassifier '
-                                        f'without one of its own, got {type(model).__name__}; change the model or leave '
-                                        '`regularizer` out of OscillationHook')
+                                        f'without one of its own, got {type(model).__name__}; change the model or '
+                                        'leave `regularizer` out of OscillationHook')
             select_weights(model, self.regularizer.max_bits, self.regularizer.layers)  # a wrong name fails now
             model.regularizer = self.regularizer.to(next(model.parameters()).device)
 

@@ -4,7 +4,7 @@ from typing import List, Optional, Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 
 from vvq_mm.errors import CheckpointError
@@ -17,17 +17,17 @@ QUANTIZER_MARK = '_quantizer.'
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Makes MMEngine's checkpoints loadable with ``torch.load(weights_only=True)``, and refuses those that do not fit.
+    """Makes checkpoints loadable with ``torch.load(weights_only=True)``, and refuses those that do not fit.
 
-    MMEngine 0.10.7 pickles its message hub, so on torch >= 2.6 it cannot read what it wrote. Here the hub is written as
-    tensors and builtins, and turned back when it is read. A file is checked before the Runner opens it: one that is
-    truncated or needs unsafe loading is refused in a sentence. Keys that are missing or unexpected, except a quantizer's,
-    and shapes that differ stop the run, where MMEngine would warn and go on with random weights. A resumed run must find
-    its quantizers too.
+    MMEngine 0.10.7 pickles its message hub, so on torch >= 2.6 it cannot read what it wrote. Here the hub is written
+    as tensors and builtins, and turned back when it is read. A file is checked before the Runner opens it: one that is
+    truncated or needs unsafe loading is refused in a sentence. Keys that are missing or unexpected, except a
+    quantizer's, and shapes that differ stop the run, where MMEngine would warn and go on with random weights. A
+    resumed run must find its quantizers too.
 
     Args:
-        may_differ (Sequence[str]): name patterns of weights that need not fit, such as ``'head.*'`` when the data set has
-            other classes than the checkpoint. Defaults to ``()``.
+        may_differ (Sequence[str]): name patterns of weights that need not fit, such as ``'head.*'`` when the data set
+            has other classes than the checkpoint. Defaults to ``()``.
     """
 
     priority = 'LOWEST'  # other hooks put their state into the checkpoint first
@@ -46,7 +46,7 @@ class SafeCheckpointHook(Hook):
         for key in [item[len('checkpoint/'):].split(':')[0] for item in left_out]:
             checkpoint.pop(key, None)  # a whole entry that is not plain
         if left_out:
-            runner.logger.warning(f'Not saved with the checkpoint, since it is neither a tensor nor a builtin: {"; ".join(left_out)}')
+            runner.logger.warning(f'Not saved, since neither tensors nor builtins: {"; ".join(left_out)}')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         path = checkpoint_to_load(runner) or 'the checkpoint'
@@ -54,7 +54,7 @@ class SafeCheckpointHook(Hook):
             _require_training_state(checkpoint, path)
         if 'message_hub' in checkpoint:
             checkpoint['message_hub'] = restore_message_hub(checkpoint['message_hub'])
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrap(runner.model)
         runner.logger.disabled = True  # the Runner is going to load again, and the model says then what it has loaded
         try:
             problems = find_misfits(model, checkpoint.get('state_dict', checkpoint), self.may_differ)
@@ -64,8 +64,8 @@ class SafeCheckpointHook(Hook):
             problems += _uncalibrated(model)
         if problems:
             raise CheckpointError(
-                f'expected {path} to fit {type(model).__name__}, but {"; ".join(problems)}; use the config that the checkpoint '
-                'was made with, or name weights that need not fit in SafeCheckpointHook(may_differ=[...])')
+                f'expected {path} to fit {type(model).__name__}, but {"; ".join(problems)}; use the config that the '
+                'checkpoint was made with, or name weights that need not fit in SafeCheckpointHook(may_differ=[...])')
 
 
 def checkpoint_to_load(runner) -> Optional[str]:
@@ -92,12 +92,21 @@ def find_misfits(model: torch.nn.Module, state: dict, may_differ: Sequence[str] 
 
     state = {name.removeprefix('module.'): value for name, value in state.items()}
     try:
-        missing, unexpected = model.load_state_dict({name: value for name, value in state.items() if counts(name)}, strict=False)
+        kept = {name: value for name, value in state.items() if counts(name)}
+        missing, unexpected = model.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         return [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
     missing = [name for name in missing if counts(name) and QUANTIZER_MARK not in name]
     unexpected = [name for name in unexpected if QUANTIZER_MARK not in name]
-    return [f'it has no {_some(missing)}'] * bool(missing) + [f'the model has no {_some(unexpected)}'] * bool(unexpected)
+    return ([f'it has no {_some(missing)}'] * bool(missing)
+            + [f'the model has no {_some(unexpected)}'] * bool(unexpected))
+
+
+def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model whose names a checkpoint uses, from inside DDP and test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _uncalibrated(model: torch.nn.Module) -> List[str]:
@@ -108,9 +117,10 @@ def _uncalibrated(model: torch.nn.Module) -> List[str]:
 def _require_training_state(checkpoint: dict, path: str) -> None:
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
     if missing:
-        raise CheckpointError(f'expected a training checkpoint to resume from, but {path} has no {", ".join(missing)} '
-                              '(a "best" checkpoint and a published one hold weights alone); resume from an `epoch_*.pth` or '
-                              '`iter_*.pth`, or start anew from these weights with `load_from`')
+        raise CheckpointError(
+            f'expected a training checkpoint to resume from, but {path} has no {", ".join(missing)} (a "best" or '
+            'published one holds weights alone); resume from an `epoch_*.pth` or `iter_*.pth`, or start anew from '
+            'these weights with `load_from`')
 
 
 def _some(names: Sequence[str], shown: int = 8) -> str:

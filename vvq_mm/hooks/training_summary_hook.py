@@ -10,10 +10,10 @@ from vvq_mm.registry import HOOKS
 class TrainingSummaryHook(Hook):
     """Logs images and crops per step, steps per epoch and the learning rate, once.
 
-    With M crops per image, a batch of B images holds B * M crops. An epoch is one pass over the images, in each of which an
-    image gives M crops. The learning rate belongs to an optimiser step and is taken as written in the config, whatever B and
-    M are; with ``--auto-scale-lr`` MMEngine scales it by images per step over ``auto_scale_lr.base_batch_size``: crops of
-    one image are not counted, since they are not independent samples.
+    With M crops per image, a batch of B images holds B * M crops. An epoch is one pass over the images, in which each
+    gives M crops. The learning rate belongs to an optimiser step and is taken as written in the config, whatever B and
+    M are; with ``--auto-scale-lr`` MMEngine scales it by images per step over ``auto_scale_lr.base_batch_size``: crops
+    of one image are not counted, since they are not independent samples.
     """
 
     priority = 'VERY_LOW'
@@ -27,11 +27,11 @@ class TrainingSummaryHook(Hook):
         images = per_process * processes * accumulated
         rate = ', '.join(f'{value:.3g}' for value in _learning_rates(runner.optim_wrapper))
         runner.logger.info(
-            f'A step: {images} images ({per_process} per process x {processes} process(es) x {accumulated} accumulated), '
-            f'{images * crops} crops ({crops} per image). '
+            f'A step: {images} images ({per_process} per process x {processes} process(es) x {accumulated} '
+            f'accumulated), {images * crops} crops ({crops} per image). '
             f'An epoch: one pass over {len(loader.dataset)} images, {len(loader)} iterations; '
             f'the run: {loop.max_iters} iterations, {loop.max_iters * per_process * processes * crops} crops. '
-            f'Learning rate {rate} per optimiser step, as configured: not scaled by the number of crops. Seed {runner.seed}.')
+            f'Learning rate {rate} per optimiser step, not scaled by the number of crops. Seed {runner.seed}.')
 
 
 def crops_per_image(dataset) -> int:

@@ -77,8 +77,8 @@ class RulePolicy:
             near = difflib.get_close_matches(pattern, slots, n=3, cutoff=0.0)
             raise QuantizationError(f'expected the rule {pattern!r} to match a linear layer, convolution or attention, it matches none; the '
                                     f'nearest names are {", ".join(near)}; tools/print_plan.py CONFIG lists all')
-        if not isinstance(value, dict):
-            value = {slot: value for slot in {slot for name in names for slot in slots[name]}}
+        if not isinstance(value, dict):  # a number sets the bits of every slot that has a template
+            value = {slot: value for name in names for slot in slots[name] if value is None or self._template(slot) is not None}
         for slot, change in value.items():
             if slot.startswith('_'):
                 continue

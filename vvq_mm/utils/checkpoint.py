@@ -40,11 +40,12 @@ def read_checkpoint(path: Union[str, Path], trust: bool = False) -> dict:
         forbidden = _forbidden_classes(path, str(error))
         if forbidden and not trust:
             raise CheckpointError(
-                f'expected a checkpoint of tensors and builtins alone, but {path} needs {", ".join(forbidden)}, and loading '
-                'that can run any code; if you trust where the file comes from, give `--trust-checkpoint` to tools/train.py '
-                "or tools/test.py (in a config: load_from = 'trusted://PATH')") from None
-        raise CheckpointError(f'expected a whole PyTorch checkpoint, but {path} ({path.stat().st_size} bytes) cannot be read: '
-                              f'it is truncated or not a checkpoint ({_first_line(error)}); copy or download it again') from error
+                f'expected a checkpoint of tensors and builtins alone, but {path} needs {", ".join(forbidden)}, and '
+                'loading that can run any code; if you trust where the file comes from, give `--trust-checkpoint` to '
+                "tools/train.py or tools/test.py (in a config: load_from = 'trusted://PATH')") from None
+        raise CheckpointError(
+            f'expected a whole PyTorch checkpoint, but {path} ({path.stat().st_size} bytes) cannot be read: it is '
+            f'truncated or not a checkpoint ({_first_line(error)}); copy or download it again') from error
 
 
 def make_safe_copy(path: Union[str, Path], out: Union[str, Path]) -> List[str]:
@@ -76,7 +77,8 @@ def plain_checkpoint(checkpoint: dict, left_out: Optional[List[str]] = None) -> 
 def plain_message_hub(state) -> dict:
     """Return MMEngine's ``message_hub.state_dict()`` with every ``HistoryBuffer`` as a dict of tensors.
 
-    >>> state = dict(log_scalars=dict(loss=HistoryBuffer([2., 1.], [1, 1])), runtime_info={}, resumed_keys=dict(loss=True))
+    >>> loss = HistoryBuffer([2., 1.], [1, 1])
+    >>> state = dict(log_scalars=dict(loss=loss), runtime_info={}, resumed_keys=dict(loss=True))
     >>> plain_message_hub(state)['log_scalars']['loss']['values']
     tensor([2., 1.], dtype=torch.float64)
     """
@@ -123,7 +125,7 @@ def _plain_mapping(value: Mapping, where: str, left_out: List[str]) -> dict:
         key, item = to_plain(key, where, left_out), to_plain(item, f'{where}/{key}', left_out)
         if key is not _LEFT_OUT and item is not _LEFT_OUT:
             plain[key] = item
-    if isinstance(value, OrderedDict) and hasattr(value, '_metadata'):  # a state dict carries its modules' versions there
+    if isinstance(value, OrderedDict) and hasattr(value, '_metadata'):  # of a state dict: its modules' versions
         plain._metadata = to_plain(value._metadata, f'{where}._metadata', left_out)
     return plain
 

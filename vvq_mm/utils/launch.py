@@ -61,7 +61,8 @@ def existing_config(path: str) -> str:
              for root in (folder, package) for file in sorted(root.rglob('*.py'))[:1000]}
     near = get_close_matches(Path(path).stem, known.values(), n=3, cutoff=0.4)
     hint = ', '.join(name for name, stem in known.items() if stem in near) or 'none of a similar name'
-    raise FileNotFoundError(f'expected a config file at {path}, but there is no such file; near it (in {folder}): {hint}')
+    raise FileNotFoundError(f'expected a config file at {path}, but there is no such file; '
+                            f'near it (in {folder}): {hint}')
 
 
 def finish_config(cfg: Config, args: Namespace, fields: Iterator[str], **defaults) -> None:

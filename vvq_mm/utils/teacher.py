@@ -18,7 +18,8 @@ def build_teacher(teacher: Union[dict, str], checkpoint: Optional[str] = None) -
     """Return a model in eval mode whose parameters need no gradient; called on images, it returns logits.
 
     Args:
-        teacher (dict | str): model config; path of a config file; model name of MMPretrain; or ``timm:NAME``.
+        teacher (dict | str): model config; path of a config file; model name of MMPretrain; or ``timm:NAME``,
+            with that model's own classes (for others use ``dict(type='TimmClassifier', model_name=..., num_classes=...)``).
         checkpoint (str, optional): its weights; None leaves them random.
 
     Raises:
