@@ -28,7 +28,7 @@ setup(
         'numpy',
         'matplotlib',
         'scikit-learn',
-        'tqdm',
+        'rich',
         'setuptools<82',  # mmengine resolves `mmpretrain::` bases through pkg_resources, which setuptools 82 removed
     ],
     # No mmcv here: who has the full one must not get mmcv-lite over it. mmpretrain needs one of the two.

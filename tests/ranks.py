@@ -12,9 +12,9 @@ def scales(model):
     return torch.cat([quantizer.scale.detach() for *_, quantizer in vvq_mm.iter_quantizers(model)])
 
 
-def calibrate_rank(rank, port, results, different_weights):
+def calibrate_rank(rank, meeting_point, results, different_weights):
     """Calibrate a small network on images of this rank alone; put its scales, or the error, into ``results``."""
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    dist.init_process_group('gloo', init_method=f'file://{meeting_point}', rank=rank, world_size=2)
     torch.manual_seed(rank if different_weights else 0)
     model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
     vvq_mm.quantize_(model, dict(type='RulePolicy', weight=LSQ, act=LSQ))

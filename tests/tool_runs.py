@@ -1,6 +1,5 @@
 """Running the tools as a user does: a subprocess in another folder."""
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +25,6 @@ def train(*arguments, **options):
 
 def test(*arguments, **options):
     return run_tool(sys.executable, REPOSITORY / 'tools' / 'test.py', *arguments, **options)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 test.__test__ = False

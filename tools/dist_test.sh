@@ -7,17 +7,19 @@ CHECKPOINT=$2
 GPUS=$3
 NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
-PORT=${PORT:-29500}
 MASTER_ADDR=${MASTER_ADDR:-"127.0.0.1"}
 TOOLS=$(cd "$(dirname "$0")" && pwd)
 
+if [ "$NNODES" = 1 ] && [ -z "${PORT:-}" ]; then  # a free port, so that two runs on one machine do not meet
+    RENDEZVOUS=(--standalone --local-addr="$MASTER_ADDR")
+else
+    RENDEZVOUS=(--nnodes="$NNODES" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${PORT:-29500}")
+fi
+
 PYTHONPATH="$TOOLS/..:${PYTHONPATH:-}" \
 python -m torch.distributed.run \
-    --nnodes="$NNODES" \
-    --node-rank="$NODE_RANK" \
-    --master-addr="$MASTER_ADDR" \
+    "${RENDEZVOUS[@]}" \
     --nproc-per-node="$GPUS" \
-    --master-port="$PORT" \
     "$TOOLS/test.py" \
     "$CONFIG" \
     "$CHECKPOINT" \

@@ -48,11 +48,11 @@ ACCURACIES = ('full_precision', 'calibrated', 'last', 'best')
 COLUMNS = ('dataset', 'config', 'bits', 'seed', *ACCURACIES, 'steps', 'crops', 'train_seconds', *VERSIONS)
 HEADER = '| data | model | W/A | full precision | calibrated only | last | best | seeds | steps | crops | wall time |'
 CAPTION = '''\
-Top-1 accuracy in % on the test images: mean ± standard deviation over seeds, without ± where all agree. "Full precision"
-is the model that training starts from, "calibrated only" its quantised form before the first step. The best epoch is
-chosen on the test images themselves, so "last", the accuracy at the end of training, is the honest column. Wall time is
-one run of `tools/train.py` from start to exit, with calibration, validations and checkpoints, without the making of soft
-labels. Made by `python tools/results.py report --write` from the rows in `docs/results`.'''
+Top-1 accuracy in % on the test images: mean ± standard deviation over seeds, without ± where all agree.
+"Full precision" is the model that training starts from, "calibrated only" its quantised form before the first step.
+The best epoch is chosen on the test images themselves, so "last", the accuracy at the end of training, is the honest
+column. Wall time is one run of `tools/train.py` from start to exit, with calibration, validations and checkpoints,
+without the making of soft labels. Made by `python tools/results.py report --write` from the rows in `docs/results`.'''
 
 
 def parse_args() -> argparse.Namespace:

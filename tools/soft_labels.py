@@ -7,7 +7,10 @@
 CONFIG names the data set: the one that its train_dataloader reads, without augmentation.
 """
 import argparse
+import json
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -17,8 +20,9 @@ from mmpretrain.registry import DATASETS
 from rich.progress import track
 
 from vvq_mm.datasets import CropSettings, SoftLabelStore, convert_fkd, make_soft_labels
-from vvq_mm.datasets.fingerprint import dataset_classes
+from vvq_mm.datasets.fingerprint import dataset_classes, dataset_fingerprint
 from vvq_mm.datasets.fkd import FORMATS
+from vvq_mm.datasets.soft_label_store import META
 from vvq_mm.datasets.teacher_probabilities import input_size, teacher_probabilities
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
 from vvq_mm.utils.teacher import build_teacher
@@ -84,6 +88,17 @@ def make(args: argparse.Namespace) -> None:
     model = build_teacher(name, args.checkpoint)
     size = args.size or input_size(model) or 224
     crop = CropSettings(size, tuple(args.scale), tuple(args.ratio), args.flip_prob, args.interpolation)
+    classes, weights = dataset_classes(dataset), sha256(Path(args.checkpoint).read_bytes()).hexdigest()[:12]
+    description = f'{name} with {Path(args.checkpoint).name} (sha256 {weights}), temperature {args.temperature:g}'
+    wanted = dict(
+        fingerprint=dataset_fingerprint(dataset),
+        num_crops=args.num_crops,
+        k=min(args.topk, classes),
+        crop=dict(crop._asdict(), seed=args.seed),
+        teacher=description)
+    if not args.force and holds(args.out, wanted):
+        print(f'{args.out}: there already, made by this teacher with these settings; --force makes it anew')
+        return
     print(f'{len(dataset)} images of {type(dataset).__name__}, {args.num_crops} crops each; teacher {name} sees '
           f'{crop.size} pixels')
     result = make_soft_labels(
@@ -91,17 +106,25 @@ def make(args: argparse.Namespace) -> None:
         teacher_probabilities(model, args.device, args.temperature),
         args.out,
         args.num_crops,
-        dataset_classes(dataset),
+        classes,
         topk=args.topk,
         crop=crop,
         seed=args.seed,
         batch_size=args.batch_size,
-        description=f'{name} with {args.checkpoint}, temperature {args.temperature:g}',
+        description=description,
         force=args.force,
         num_workers=args.num_workers,
         progress=partial(track, description='soft labels'))
     print(f'{args.out}: the teacher agrees with the true class on {100 * result["agreement"]:.2f} % of the crops; the '
           f'stored classes hold {100 * result["mass"]:.2f} % of its probability')
+
+
+def holds(folder: str, wanted: dict) -> bool:
+    """Return whether there is a store in ``folder`` that was made with these settings."""
+    if not (Path(folder) / META).is_file():
+        return False
+    meta = SoftLabelStore(folder).meta
+    return all(meta[key] == value for key, value in json.loads(json.dumps(wanted)).items())
 
 
 def verify(args: argparse.Namespace) -> None:

@@ -29,4 +29,5 @@ train_cfg = dict(by_epoch=True, max_epochs=24, val_interval=4)
 default_hooks = dict(
     _base_.vvq_hooks,
     logger=dict(type='LoggerHook', interval=23),
+    oscillation=dict(_base_.vvq_hooks.oscillation, log_interval=23),
     checkpoint=dict(type='CheckpointHook', interval=4, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater'))

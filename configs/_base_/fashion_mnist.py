@@ -22,7 +22,7 @@ train_dataloader = dict(
         ]))
 optim_wrapper = dict(_delete_=True, **_base_.vvq_optim_wrapper)
 param_scheduler = _base_.vvq_param_scheduler
-train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
 default_hooks = dict(
     _base_.vvq_hooks,
     logger=dict(type='LoggerHook', interval=50),

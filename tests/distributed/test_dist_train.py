@@ -22,8 +22,7 @@ def project(tmp_path_factory):
 
 
 def launch(script, *arguments, cwd):
-    return tool_runs.run_tool('bash', tool_runs.REPOSITORY / 'tools' / script, *arguments, cwd=cwd,
-                              environment=dict(PORT=str(tool_runs.free_port())))
+    return tool_runs.run_tool('bash', tool_runs.REPOSITORY / 'tools' / script, *arguments, cwd=cwd)
 
 
 def test_a_step_counts_the_images_of_all_processes(project):

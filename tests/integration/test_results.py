@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'results.py'
 README_TEXT = '# Title\n\n<!-- results: begin -->\nold\n<!-- results: end -->\n\nafter\n'
 ROW = dict(dataset='digits', config='vit_w2a2', bits='2/2', seed='0', full_precision='98.06', calibrated='47.22',
-           last='96.39', best='97.22', steps='552', crops='137952', train_seconds='90.0', torch='2.15.0', mmengine='0.10.7',
-           mmpretrain='1.2.0', vvq_mm='0.1.0')
+           last='96.39', best='97.22', steps='552', crops='137952', train_seconds='90.0', torch='2.15.0',
+           mmengine='0.10.7', mmpretrain='1.2.0', vvq_mm='0.1.0')
 
 
 @pytest.fixture(scope='module')

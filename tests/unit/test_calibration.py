@@ -4,7 +4,6 @@ import torch
 import torch.multiprocessing as mp
 from helpers import calibrated, policy, tiny_mlp, tiny_qat
 from ranks import calibrate_rank, scales
-from tool_runs import free_port
 
 import vvq_mm
 from vvq_mm.errors import QuantizationError
@@ -70,21 +69,21 @@ def test_weights_are_calibrated_without_a_forward():
     assert vvq_mm.calibrate(model, []) == 2
 
 
-def _two_ranks(different_weights):
+def _two_ranks(folder, different_weights):
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(calibrate_rank, (free_port(), results, different_weights), nprocs=2)
+        mp.spawn(calibrate_rank, (folder / 'meeting_point', results, different_weights), nprocs=2)
         return results[0], results[1]
 
 
 @pytest.mark.ddp
-def test_ranks_with_different_images_end_with_equal_scales():
+def test_ranks_with_different_images_end_with_equal_scales(tmp_path):
     """The official code initialises rank 0 alone, after wrapping: its ranks train with different scales for ever."""
-    first, second = _two_ranks(False)
+    first, second = _two_ranks(tmp_path, False)
     assert first == second and len(first) == 4
 
 
 @pytest.mark.ddp
-def test_ranks_with_different_weights_are_told():
-    first, second = _two_ranks(True)
+def test_ranks_with_different_weights_are_told(tmp_path):
+    first, second = _two_ranks(tmp_path, True)
     assert 'different weights' in first and 'different weights' in second

@@ -30,7 +30,7 @@ class TrainingSummaryHook(Hook):
             f'A step: {images} images ({per_process} per process x {processes} process(es) x {accumulated} '
             f'accumulated), {images * crops} crops ({crops} per image). '
             f'An epoch: one pass over {len(loader.dataset)} images, {len(loader)} iterations; '
-            f'the run: {loop.max_iters} iterations, {loop.max_iters * per_process * processes * crops} crops. '
+            f'the run: {loop.max_iters} iterations. '
             f'Learning rate {rate} per optimiser step, not scaled by the number of crops. Seed {runner.seed}.')
 
 

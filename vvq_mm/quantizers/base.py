@@ -67,7 +67,7 @@ class Quantizer(nn.Module):
                                     "add dict(type='vvq_mm.CalibrateHook') to custom_hooks, or load a quantised checkpoint")
         y = self.fake_quantize(x)
         if self.frozen is not None:
-            held = dequantize(self.frozen.float(), self.scale, self.offset, self.axis).to(y.dtype)
+            held = dequantize(self.frozen.float(), self.current_scale(), self.offset, self.axis).to(y.dtype)
             y = torch.where(self.frozen.isnan(), y, held)
         return y
 
@@ -78,14 +78,18 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer codes of ``x`` (int8; uint8 for 8 unsigned bits), frozen weights at their frozen code."""
-        codes = quantize(x, self.scale, self.offset, self.grid, self.axis)
+        codes = quantize(x, self.current_scale(), self.offset, self.grid, self.axis)
         if self.frozen is not None:
             codes = torch.where(self.frozen.isnan(), codes, self.frozen.to(codes.dtype))
         return codes.to(torch.int8 if self.qmax < 128 else torch.uint8)
 
+    def current_scale(self) -> Tensor:
+        """Return the scale (groups,) of this moment, differentiable; a subclass may derive it from its parameter."""
+        return self.scale
+
     def effective_scale(self) -> Tensor:
         """Return the positive scale that forward uses, (groups,), detached."""
-        return positive_scale(self.scale)
+        return positive_scale(self.current_scale())
 
     def expanded_scale(self, x: Tensor) -> Tensor:
         """Return :meth:`effective_scale` in the shape that broadcasts against ``x``."""

@@ -33,4 +33,4 @@ class LSQQuantizer(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         factor = gradient_scale(self.grad_scale, x, self.qmax, self.groups, self.axis, batched=self.kind == 'act')
-        return fake_quantize(x, self.scale, self.offset, self.grid, self.axis, factor)
+        return fake_quantize(x, self.current_scale(), self.offset, self.grid, self.axis, factor)

@@ -1,0 +1,1 @@
+"""What tools and configs share: reading checkpoints safely, building teachers, launching."""
