@@ -1,10 +1,12 @@
 """Running the tools as a user does: a subprocess in another folder."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+SECONDS = 300
 
 
 def run_tool(*command, cwd, expect=0, environment=()):
@@ -13,9 +15,15 @@ def run_tool(*command, cwd, expect=0, environment=()):
     variables = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1', PATH=path)
     variables.update(environment)
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output
+    process = subprocess.Popen(words, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        output = ''.join(process.communicate(timeout=SECONDS))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # to its children too, which would hold its pipes open; torchrun ends its workers
+        output = ''.join(process.communicate(timeout=60))
+        raise AssertionError(f'no end after {SECONDS} seconds:\n{output}') from None
+    assert process.returncode == expect, output
     return output
 
 

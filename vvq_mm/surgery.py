@@ -8,7 +8,7 @@ from torch import nn
 from vvq_mm.errors import QuantizationError
 from vvq_mm.layers import SLOT_SUFFIX, SlotMixin, attention_mixin, swap_, unswap_, weighted_mixin
 from vvq_mm.policy import QuantPlan
-from vvq_mm.quantizers import Quantizer
+from vvq_mm.quantizers import MODES, Quantizer
 from vvq_mm.registry import POLICIES, QUANTIZERS
 
 
@@ -33,10 +33,11 @@ def quantize_(model: nn.Module, policy: Union[dict, object]) -> QuantPlan:
 
 def apply_plan(model: nn.Module, plan: QuantPlan) -> None:
     """Swap the class of every module in the plan that has a quantised slot, and give it its quantizers."""
-    for name, slots in plan.slots.items():
-        module = model.get_submodule(name)
-        quantizers = {slot: _build(config, f'{name} ({slot})') for slot, config in slots.items() if config is not None}
+    built = {name: {slot: _build(config, f'{name} ({slot})') for slot, config in slots.items() if config is not None}
+             for name, slots in plan.slots.items()}  # all before the first swap: an error leaves the model as it was
+    for name, quantizers in built.items():
         if quantizers:
+            module = model.get_submodule(name)
             device = next(module.parameters()).device
             swap_(module, weighted_mixin(module) or attention_mixin(module), quantizers)
             for quantizer in quantizers.values():
@@ -47,7 +48,8 @@ def _build(config: dict, where: str) -> Quantizer:
     try:
         return QUANTIZERS.build(dict(config, where=where))
     except TypeError as error:
-        raise QuantizationError(f'expected options that {config.get("type")} knows for {where}, got {config}: {error}') from error
+        raise QuantizationError(f'expected options that {config.get("type")} knows for {where}, got {config}: '
+                                f'{error}') from error
 
 
 def unquantize_(model: nn.Module) -> None:
@@ -74,6 +76,8 @@ def quantizer_mode(model: nn.Module, mode: str) -> Iterator[None]:
         >>> with quantizer_mode(model, 'float'):  # the full-precision function on the latent weights
         ...     logits = model(images)
     """
+    if mode not in MODES:
+        raise QuantizationError(f'expected mode to be one of {", ".join(MODES)}, got {mode!r} in quantizer_mode')
     quantizers = [quantizer for *_, quantizer in iter_quantizers(model)]
     before = [quantizer.mode for quantizer in quantizers]
     try:
@@ -101,7 +105,8 @@ def verify(model: nn.Module, example: Optional[torch.Tensor] = None, forward=Non
     handles = []
     for name, _, slot, quantizer in iter_quantizers(model):
         calls[f'{name}.{slot}'] = 0
-        handles.append(quantizer.register_forward_hook(lambda *_, key=f'{name}.{slot}': calls.__setitem__(key, calls[key] + 1)))
+        handles.append(quantizer.register_forward_hook(
+            lambda *_, key=f'{name}.{slot}': calls.__setitem__(key, calls[key] + 1)))
     try:
         with quantizer_mode(model, 'float'):
             (forward or model)(example)
@@ -111,4 +116,5 @@ def verify(model: nn.Module, example: Optional[torch.Tensor] = None, forward=Non
     wrong: List[str] = [f'{key} ({count} times)' for key, count in calls.items() if count != 1]
     if wrong:
         raise QuantizationError(f'expected every quantised slot to be used once per forward, got {", ".join(wrong[:5])}'
-                                f'{" and others" if len(wrong) > 5 else ""}; leave them in float with a rule, or register a quantised class')
+                                f'{" and others" if len(wrong) > 5 else ""}; leave them in float with a rule, or '
+                                'register a quantised class')

@@ -8,6 +8,7 @@ from qat_config import make_digit_labels, qat_config, qat_hooks
 from runner_config import ITERS_PER_EPOCH, run
 
 from vvq_mm import iter_quantizers
+from vvq_mm.errors import CheckpointError
 from vvq_mm.quantizers import Quantizer
 
 EPOCHS = 2
@@ -103,16 +104,27 @@ def test_the_tool_resumes_from_the_last_checkpoint_to_the_same_bits(uninterrupte
     assert not differences(saved(tmp_path / 'work', LAST), saved(folder, LAST))
 
 
-def test_weights_of_another_width_load_and_their_scales_are_calibrated_anew(labels, tmp_path):
-    wide = run(qat_config(tmp_path / 'w4', labels, bits=4, epochs=1), 'w4')
-    narrow = qat_config(tmp_path / 'w2', labels, bits=2, epochs=1, load_from=str(tmp_path / 'w4' / 'iter_3.pth'))
-    narrow.optim_wrapper.optimizer.lr = 0.0
-    runner = run(narrow, 'w2')
-    got, expected = runner.model.state_dict(), wide.model.state_dict()
+@pytest.fixture(scope='module')
+def four_bits(labels, tmp_path_factory):
+    """The Runner of a short W4A4 run; its last checkpoint is iter_3.pth."""
+    return run(qat_config(tmp_path_factory.mktemp('w4'), labels, bits=4, epochs=1), 'w4')
+
+
+def test_weights_of_another_width_load_and_their_scales_are_calibrated_anew(labels, four_bits, tmp_path):
+    config = qat_config(tmp_path, labels, bits=2, epochs=1, load_from=f'{four_bits.work_dir}/iter_3.pth')
+    config.optim_wrapper.optimizer.lr = 0.0
+    runner = run(config, 'w2')
+    got, expected = runner.model.state_dict(), four_bits.model.state_dict()
     assert not [name for name in expected if '_quantizer' not in name and not torch.equal(got[name], expected[name])]
     changed = [quantizer for *_, quantizer in iter_quantizers(runner.model) if quantizer.bits == 2]
     assert len(changed) == 24 and all(quantizer.ready and quantizer.loaded_bits == 4 for quantizer in changed)
     kept = [name for name in expected if name.startswith('head') and name.endswith('.scale')]
     assert len(kept) == 2 and all(torch.equal(got[name], expected[name]) for name in kept)
-    log = next((tmp_path / 'w2').glob('*/*.log')).read_text()
+    log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'other bit widths (4 -> 2): the scales of 24 quantizers are dropped and will be calibrated' in log
+
+
+def test_a_checkpoint_of_another_width_cannot_be_resumed(labels, four_bits, tmp_path):
+    config = qat_config(tmp_path, labels, bits=2, resume=True, load_from=f'{four_bits.work_dir}/iter_2.pth')
+    with pytest.raises(CheckpointError, match='iter_2.pth to fit .* no scale of these bits for the quantizers .*use the config'):
+        run(config, 'w2_resumed')

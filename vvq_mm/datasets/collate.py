@@ -1,5 +1,5 @@
 """Putting the crops of several images into one batch."""
-from typing import List, Union
+from typing import List, Optional, Union
 
 from mmengine.dataset import default_collate, pseudo_collate
 
@@ -7,12 +7,14 @@ from vvq_mm.registry import FUNCTIONS
 
 
 @FUNCTIONS.register_module()
-def flatten_collate(batch: List[Union[dict, List[dict]]]) -> dict:
+def flatten_collate(batch: List[Union[dict, List[dict]]], _scope_: Optional[str] = None) -> dict:
     """Return one batch of all crops of all images, image after image.
 
     Args:
         batch (list): of lists of packed crops ``dict(inputs, data_samples)``, or of packed images as other data sets
             give them.
+        _scope_ (str, optional): not used; MMEngine writes it into configs inherited through ``vvq_mm::`` and hands it on to
+            functions.
 
     Returns:
         dict: ``inputs``, a tensor (crops, C, H, W) of the crops' dtype, or a list of tensors when their shapes differ;

@@ -31,10 +31,22 @@ class SoftLabelDistiller(Distiller):
         if tail not in TAILS:
             raise SoftLabelError(f'expected tail to be one of {", ".join(TAILS)}, got {tail!r} for SoftLabelDistiller')
         self.tail = tail
+        self._checked = False
 
     def soft_loss(self, logits: Tensor, inputs: Tensor, data_samples: List) -> Tensor:
         if 'soft_label' not in data_samples[0]:
             raise SoftLabelError('expected a soft_label with every crop, got none; name a store in train_dataloader.dataset.soft_labels '
                                  "and keep PackInputs(algorithm_keys=('soft_label', )) in its pipeline")
         labels = torch.stack([sample.soft_label for sample in data_samples]).to(logits.device, non_blocking=True)
+        if not self._checked:  # the first time alone, since it waits for the device
+            _check_classes(labels, logits.shape[-1])
+            self._checked = True
         return topk_cross_entropy(logits, labels, self.tail, self.temperature)
+
+
+def _check_classes(labels: Tensor, num_classes: int) -> None:
+    """Raise if a label names a class that the model has not: on a GPU, that would end in an assertion without a place."""
+    highest = int(labels[:, 0].max())
+    if highest >= num_classes:
+        raise SoftLabelError(f'expected class indices below the {num_classes} classes of the model, got {highest} in the soft labels; '
+                             'set model.head.num_classes to that of the data set, or give the store of another teacher')

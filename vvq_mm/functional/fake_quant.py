@@ -104,7 +104,8 @@ class _FakeQuantize(torch.autograd.Function):
         wide = grad.to(position.dtype)
         if ctx.needs_input_grad[1]:
             codes = position.clamp(grid.qmin, grid.qmax).round_()
-            total = split_groups(wide * (codes - position * inside), groups, axis).sum(1)
+            # where, not a product with the mask: an infinite input is clipped, and infinity times 0 is not a number
+            total = split_groups(wide * torch.where(inside, codes - position, codes), groups, axis).sum(1)
             grad_scale = total * (ctx.gradient_scale if gradient_scale is None else gradient_scale)
         if offset is not None and ctx.needs_input_grad[2]:
             grad_offset = split_groups(wide * ~inside, groups, axis).sum(1)

@@ -73,7 +73,7 @@ class CheckFiniteHook(Hook):
         if bad:
             done, name = min(bad, key=lambda item: item[0])
             others = len({name for _, name in bad}) - 1
-            since = f' ({others} more since)' if others else ''
+            since = f' ({others} more at once or later)' if others else ''
             scales = f'the first scale to go bad is that of {name}, after iteration {done}{since}'
         else:
             scales = 'all scales were finite: the weights, the images or the labels are not'

@@ -56,7 +56,8 @@ class AttentionTap(TorchFunctionMode):
             return quantized_attention(self.owner, *args, **kwargs)
         if func in _MATMULS:
             self.products += 1
-            return self._first(func, *args) if self.products == 1 else self._second(func, *args)
+            operands = (*args, *(kwargs[name] for name in sorted(kwargs)))  # `input` sorts before `mat2` and `other`
+            return self._first(func, *operands) if self.products == 1 else self._second(func, *operands)
         if func is F.linear:
             return self._linear(*args, **kwargs)
         return func(*args, **kwargs)

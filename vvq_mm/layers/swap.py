@@ -19,10 +19,17 @@ def quant_class(mixin: type, base: type) -> type:
     return type(f'Quant{base.__name__}', (mixin, base), {'__module__': base.__module__, '__doc__': mixin.__doc__})
 
 
+def _blank(mixin: type, base: type) -> nn.Module:
+    """Return an instance of ``quant_class(mixin, base)`` without a state: where unpickling starts."""
+    made = quant_class(mixin, base)
+    return made.__new__(made)
+
+
 def swap_(module: nn.Module, mixin: Type['SlotMixin'], quantizers: Dict[str, nn.Module]) -> None:
     """Turn ``module`` into its quantised class in place and give it its quantizers, one per slot."""
     if isinstance(module, SlotMixin):
-        raise QuantizationError(f'expected a float module, got {type(module).__name__}, which is quantised already; build the model again')
+        raise QuantizationError(f'expected a float module, got {type(module).__name__}, which is quantised already; '
+                                'build the model again')
     module.__class__ = quant_class(mixin, type(module))
     for slot in mixin.SLOTS:
         setattr(module, slot + SLOT_SUFFIX, quantizers.get(slot))
@@ -44,3 +51,7 @@ class SlotMixin:
         """Return ``x`` through the quantizer of slot ``name``; unchanged if the slot is in float."""
         quantizer = getattr(self, name + SLOT_SUFFIX)
         return x if quantizer is None else quantizer(x)
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """Pickle by the two classes it was made of: the class itself cannot be found by its name."""
+        return _blank, type(self).__bases__, super().__reduce_ex__(protocol)[2]

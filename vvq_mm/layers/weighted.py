@@ -38,8 +38,15 @@ class ConvMixin(WeightedMixin):
 
 
 MIXINS = {nn.Linear: LinearMixin, nn.Conv2d: ConvMixin}
+# Whose forward is the plain product; the wrappers only look after empty batches and dtypes.
+PLAIN = ('torch.nn.modules', 'mmcv.cnn.bricks.wrappers', 'timm.layers.linear', __name__)
 
 
 def weighted_mixin(module: nn.Module) -> Optional[type]:
-    """Return the mixin for a weighted layer, or None for any other module."""
+    """Return the mixin for a weighted layer, or None for any other module.
+
+    A subclass with a forward of its own (padding, weight standardisation) would lose it, so it is none of these.
+    """
+    if not type(module).forward.__module__.startswith(PLAIN):
+        return None
     return next((mixin for base, mixin in MIXINS.items() if isinstance(module, base)), None)

@@ -12,6 +12,7 @@ from vvq_mm.functional.scale_init import RULES, Statistics, initial_scale
 
 from .observer import Observer
 
+MODES = ('quantize', 'float', 'observe')
 
 class Quantizer(nn.Module):
     """Base of all quantizers; a subclass writes :meth:`fake_quantize`.

@@ -97,10 +97,18 @@ def errors_in_a_sentence() -> Iterator[None]:
         yield
     except USER_ERRORS as error:
         MMLogger.get_current_instance().debug('The error came from here.', exc_info=True)
-        raise SystemExit(f'{type(error).__name__}: {error}') from None
+        raise SystemExit(_sentence(error)) from None
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _sentence(error: Exception) -> str:
+    """Return kind and message; of an error in a data loader's worker, which arrives as a whole traceback, its last line."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith('Caught ') and 'DataLoader worker' in lines[0]:
+        return lines[-1]
+    return f'{type(error).__name__}: {error}'
 
 
 def _complete_dataloader(dataloader: ConfigDict, pin: bool, defaults: dict) -> ConfigDict:
