@@ -1,4 +1,4 @@
-"""Configs of quantised Runner runs that take seconds: a tiny ViT with drop path on a few digits with stored soft labels."""
+"""Configs of quantised Runner runs that take seconds: a tiny ViT on a few digits with stored soft labels."""
 import torch
 from mmengine.config import Config
 from mmpretrain.utils import register_all_modules
@@ -26,8 +26,9 @@ def make_digit_labels(folder, num_crops=CROPS, **digits):
 
 def qat_hooks(**oscillation):
     """Return the hooks of the shipped recipes, logging in every iteration."""
-    hooks = {name: dict(type=f'vvq_mm.{name}Hook') for name in
-             ('Calibrate', 'Oscillation', 'ExactResume', 'SafeCheckpoint', 'CheckFinite', 'TrainingSummary', 'AccuracyReport')}
+    names = ('Calibrate', 'Oscillation', 'ExactResume', 'SafeCheckpoint', 'CheckFinite', 'TrainingSummary',
+             'AccuracyReport')
+    hooks = {name: dict(type=f'vvq_mm.{name}Hook') for name in names}
     hooks['Calibrate']['num_batches'] = 1
     hooks['Oscillation'].update(momentum=0.1, log_interval=1, plot=False,
                                 regularizer=dict(type='vvq_mm.BinRegularizer', weight=WEIGHT))

@@ -20,7 +20,7 @@ def run_tool(*command, cwd, expect=0, environment=()):
     try:
         output = ''.join(process.communicate(timeout=SECONDS))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # to its children too, which would hold its pipes open; torchrun ends its workers
+        os.killpg(process.pid, signal.SIGTERM)  # to its children too, which would hold its pipes open
         output = ''.join(process.communicate(timeout=60))
         raise AssertionError(f'no end after {SECONDS} seconds:\n{output}') from None
     assert process.returncode == expect, output

@@ -1,4 +1,4 @@
-"""Print which layer and which activation of a config's model is quantised how, what stays in float and why, and what it costs.
+"""Print which layer and which activation of a config's model is quantised how, what is left in float, and the cost.
 
     python tools/print_plan.py configs/vvq/deit_b_w4a4.py [--out plan.json]
 
@@ -6,6 +6,7 @@ The JSON file can be used as a policy: ``policy=dict(_delete_=True, type='PlanFi
 """
 import argparse
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,14 +29,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='config file')
     parser.add_argument('--out', help='write the plan, the cost and the model name as JSON')
-    parser.add_argument('--img-size', type=int, help='side of the image for the BitOps (default: the backbone\'s img_size, or 224)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
+    parser.add_argument('--img-size', type=int,
+                        help="side of the image for the BitOps (default: the backbone's img_size, or 224)")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='override settings of the config, key=value')
     return parser.parse_args()
 
 
 def build(cfg: Config) -> torch.nn.Module:
-    """Build the config's model with its data preprocessor."""
+    """Build the config's model with its data preprocessor and without its distiller: a plan needs no teacher."""
     model = cfg.model.copy()
+    model.pop('distiller', None)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(model)
@@ -56,7 +60,7 @@ def plan_table(plan: QuantPlan, model: torch.nn.Module) -> Table:
                 acts[describe(config) if config else 'float'].append(slot)
         if not any(slots.values()):
             continue
-        words = 'float' if 'weight' in slots and slots['weight'] is None else describe(slots['weight']) if 'weight' in slots else ''
+        words = (describe(slots['weight']) if slots['weight'] else 'float') if 'weight' in slots else ''
         table.add_row(name, 'x'.join(map(str, weight.shape)) if weight is not None else '', words,
                       '\n'.join(f'{", ".join(names)}: {text}' for text, names in acts.items()))
     return table
@@ -83,20 +87,22 @@ def print_plan(args: argparse.Namespace) -> None:
         cfg.merge_from_dict(args.cfg_options)
     model = build(cfg)
     if getattr(model, 'plan', None) is None:
-        raise vvq_mm.QuantizationError(f'expected a model with a policy in {args.config}, got {type(model).__name__} without one; '
+        raise vvq_mm.QuantizationError(f'expected a model with a policy in {args.config}, got '
+                                       f'{type(model).__name__} without one; '
                                        "use type='vvq_mm.QATImageClassifier' and set its policy")
-    backbone = cfg.model.get('backbone') or {}
+    backbone = cfg.model.get('backbone') or cfg.model  # of a timm model, there is one level less
     size = args.img_size or backbone.get('img_size', 224)
     size = (size, size) if isinstance(size, int) else tuple(size)
-    cost = model_cost(model, torch.zeros(1, backbone.get('in_channels', 3), *size))
+    cost = model_cost(model, torch.zeros(1, backbone.get('in_channels', backbone.get('in_chans', 3)), *size))
     count = model.plan.count()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(plan_table(model.plan, model), float_table(model.plan))
     console.print(f'{count["weight"]} weight and {count["act"]} activation quantizers')
     console.print(f'size    {cost.bytes / MEGA:10.2f} MB    float32 {cost.float_bytes / MEGA:10.2f} MB    '
                   f'{cost.float_bytes / cost.bytes:5.1f} times smaller')
-    console.print(f'BitOps  {cost.bit_operations / GIGA:10.1f} G     float32 {cost.float_bit_operations / GIGA:10.1f} G     '
-                  f'{cost.float_bit_operations / cost.bit_operations:5.1f} times fewer    (one {size[0]}x{size[1]} image)')
+    ratio = cost.float_bit_operations / cost.bit_operations
+    console.print(f'BitOps  {cost.bit_operations / GIGA:10.3g} G     float32 {cost.float_bit_operations / GIGA:10.4g} G     '
+                  f'{ratio:5.1f} times fewer    (one {size[0]}x{size[1]} image)')
     if args.out:
         out = Path(args.out)
         out.parent.mkdir(parents=True, exist_ok=True)

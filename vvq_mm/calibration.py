@@ -15,8 +15,8 @@ from vvq_mm.surgery import iter_quantizers, quantizer_mode
 def calibrate(model: nn.Module, batches: Iterable, forward: Optional[Callable] = None) -> int:
     """Initialise the scales of all quantizers that are not ready and return how many there were.
 
-    Weights are looked at directly; activations on ``batches``, with the model in eval mode and every quantizer in float. All
-    ranks of a process group exchange what they saw, so they end with the same scales, whatever their images.
+    Weights are looked at directly; activations on ``batches``, with the model in eval mode and every quantizer in float.
+    All ranks of a process group exchange what they saw, so they end with the same scales, whatever their images.
 
     Args:
         model (nn.Module): a quantised model.
@@ -61,19 +61,33 @@ def _observe(model: nn.Module, quantizers: List[Quantizer], batches: Iterable, f
     finally:
         for module in training:
             module.training = True
-    if not count:
-        raise QuantizationError('expected at least one batch to calibrate on, got none; check the data loader')
+    if not _fewest(count, next(model.parameters()).device):
+        raise QuantizationError('expected at least one batch to calibrate on, in every process, got none; check the '
+                                'data loader')
+
+
+def _fewest(count: int, device: torch.device) -> int:
+    """Return the smallest ``count`` of all ranks, so that all of them stop where one would leave the others waiting."""
+    counts = torch.tensor(count, device=device)
+    if _several_ranks():
+        dist.all_reduce(counts, dist.ReduceOp.MIN)
+    return int(counts)
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _statistics(quantizer: Quantizer) -> Statistics:
     if not quantizer.observer.samples:
-        raise QuantizationError(f'expected a forward to reach {quantizer.where}, none did; leave the slot in float with a rule')
+        raise QuantizationError(f'expected a forward to reach {quantizer.where}, none did; leave the slot in float with '
+                                'a rule')
     return quantizer.observer.statistics()
 
 
 def _exchange(statistics: Statistics) -> Statistics:
     """Return the statistics of all ranks together; unchanged without a process group."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _several_ranks():
         return statistics
     world = dist.get_world_size()
     values: List[Tensor] = [torch.empty_like(statistics.values) for _ in range(world)]
@@ -85,12 +99,12 @@ def _exchange(statistics: Statistics) -> Statistics:
 
 def _check_ranks_agree(quantizers: List[Quantizer]) -> None:
     """Raise unless all ranks hold the same scales and offsets."""
-    if not quantizers or not (dist.is_available() and dist.is_initialized()):
+    if not quantizers or not _several_ranks():
         return
     mine = torch.cat([parameter.detach() for quantizer in quantizers for parameter in quantizer.parameters()])
     low, high = mine.clone(), mine.clone()
     dist.all_reduce(low, dist.ReduceOp.MIN)
     dist.all_reduce(high, dist.ReduceOp.MAX)
     if not torch.equal(low, high):
-        raise QuantizationError('expected equal scales on all ranks after calibration, got different ones; the ranks hold different weights: '
-                                'load the checkpoint before calibrating, on every rank')
+        raise QuantizationError('expected equal scales on all ranks after calibration, got different ones; the ranks '
+                                'hold different weights: load the checkpoint before calibrating, on every rank')

@@ -8,12 +8,14 @@ from typing import Optional
 import mmengine.registry as mmengine_registry
 from mmengine.registry import Registry
 
+from vvq_mm.errors import QuantizationError
+
 
 class PluginRegistry(Registry):
     """A registry of scope ``vvq_mm`` that looks in MMPretrain's of the same kind for what it does not have itself.
 
-    MMEngine marks what a config inherits through ``vvq_mm::`` with ``_scope_='vvq_mm'``; an unprefixed MMPretrain name in
-    there, or a default inside MMPretrain's own code, must still be found.
+    MMEngine marks what a config inherits through ``vvq_mm::`` with ``_scope_='vvq_mm'``; an unprefixed MMPretrain name
+    in there, or a default inside MMPretrain's own code, must still be found.
     """
 
     def get(self, key: str) -> Optional[type]:
@@ -23,12 +25,12 @@ class PluginRegistry(Registry):
         return found
 
 
-_LOCATIONS = dict(MODELS=['models', 'distillers', 'losses'], HOOKS=['hooks'], DATASETS=['datasets'], TRANSFORMS=['datasets'],
-                  FUNCTIONS=['datasets'], DATA_SAMPLERS=['datasets'])
+_LOCATIONS = dict(MODELS=['models', 'distillers', 'losses'], HOOKS=['hooks'], DATASETS=['datasets'],
+                  TRANSFORMS=['datasets'], FUNCTIONS=['datasets'], DATA_SAMPLERS=['datasets'])
 
 
 def _child(kind: str) -> PluginRegistry:
-    """Return the child of MMEngine's registry ``kind``; empty locations would make MMEngine look for a function we do not have."""
+    """Return the child of MMEngine's ``kind``; without locations MMEngine would look for a function we do not have."""
     parent = getattr(mmengine_registry, kind)
     locations = [f'vvq_mm.{name}' for name in _LOCATIONS.get(kind, ['version'])]
     return PluginRegistry(parent.name, parent=parent, scope='vvq_mm', locations=locations)
@@ -36,9 +38,9 @@ def _child(kind: str) -> PluginRegistry:
 
 MODELS, HOOKS, DATASETS, TRANSFORMS, FUNCTIONS, DATA_SAMPLERS = map(_child, _LOCATIONS)
 # The other kinds hold nothing of ours: they exist so that MMEngine finds the scope wherever it has written it.
-for _kind in ('EVALUATOR', 'INFERENCERS', 'LOG_PROCESSORS', 'LOOPS', 'METRICS', 'MODEL_WRAPPERS', 'OPTIMIZERS', 'OPTIM_WRAPPERS',
-              'OPTIM_WRAPPER_CONSTRUCTORS', 'PARAM_SCHEDULERS', 'RUNNERS', 'RUNNER_CONSTRUCTORS', 'STRATEGIES', 'TASK_UTILS',
-              'VISBACKENDS', 'VISUALIZERS', 'WEIGHT_INITIALIZERS'):
+for _kind in ('EVALUATOR', 'INFERENCERS', 'LOG_PROCESSORS', 'LOOPS', 'METRICS', 'MODEL_WRAPPERS', 'OPTIMIZERS',
+              'OPTIM_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'PARAM_SCHEDULERS', 'RUNNERS', 'RUNNER_CONSTRUCTORS',
+              'STRATEGIES', 'TASK_UTILS', 'VISBACKENDS', 'VISUALIZERS', 'WEIGHT_INITIALIZERS'):
     _child(_kind)
 
 
@@ -49,8 +51,9 @@ def _build(cfg, registry, **kwargs):
     found = registry.get(name.removeprefix('vvq_mm.')) if isinstance(name, str) else name
     if not callable(found):
         known = ', '.join(sorted(registry.module_dict))
-        raise KeyError(f'expected `type` to be a known {registry.name} ({known}), got {name!r}; register your own with '
-                       '@register_module() of the registry in vvq_mm.registry, and import it before the config is built')
+        raise QuantizationError(f'expected `type` to be a known {registry.name} ({known}), got {name!r}; register your '
+                                'own with @register_module() of the registry in vvq_mm.registry, and import it before '
+                                'the config is built')
     return found(**arguments, **kwargs)
 
 

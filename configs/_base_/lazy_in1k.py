@@ -1,5 +1,5 @@
-# What text configs inherit from MMPretrain, for lazy configs: MMPretrain's wheel carries no lazy configs. The recipe itself is
-# shared with the text configs; a test compares the two styles key by key.
+# What text configs inherit from MMPretrain, for lazy configs: MMPretrain's wheel carries no lazy configs. The recipe
+# itself is shared with the text configs; a test compares the two styles key by key.
 from mmengine.config import read_base
 
 with read_base():

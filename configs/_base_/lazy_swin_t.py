@@ -4,7 +4,8 @@ from mmengine.config import read_base
 with read_base():
     from .lazy_in1k import *  # noqa: F401,F403
 
-load_from = 'https://download.openmmlab.com/mmclassification/v0/swin-transformer/swin_tiny_224_b16x64_300e_imagenet_20210616_090925-66df6be6.pth'
+load_from = ('https://download.openmmlab.com/mmclassification/v0/swin-transformer/'
+             'swin_tiny_224_b16x64_300e_imagenet_20210616_090925-66df6be6.pth')
 
 model = dict(
     type='vvq_mm.QATImageClassifier',

@@ -1,12 +1,13 @@
-# The ImageNet recipe of VVQ (arXiv 2307.00331, section 5 and the official code), as plain data: no base, no import, so that
-# text configs (`_base_`) and lazy configs (`read_base`) share it. The model families beside this file put it together.
+# The ImageNet recipe of VVQ (arXiv 2307.00331, section 5 and the official code), as plain data: no base, no import, so
+# that text configs (`_base_`) and lazy configs (`read_base`) share it. The model families beside this file put it
+# together.
 #
-# "Batch" and "epoch": a step sees batch_size images per process and num_crops crops of each. One epoch is one pass over the
-# images; the paper counts a pass with 4 crops as 4 epochs, so its 150 epochs are 38 passes here.
-
+# "Batch" and "epoch": a step sees batch_size images per process and num_crops crops of each. One epoch is one pass over
+# the images; the paper counts a pass with 4 crops as 4 epochs, so its 150 epochs are 38 passes here.
 #
 # To change a setting in your own config, name its path: model.policy.rules, train_dataloader.dataset.num_crops,
-# default_hooks.oscillation.regularizer.weight.end, ... Only lists would have to be repeated, and nothing here hides in one.
+# default_hooks.oscillation.regularizer.weight.end, ... Only lists would have to be repeated, and nothing here hides in
+# one.
 
 # ---- what is quantised: two templates, then the table of exceptions; the last matching rule wins
 vvq_policy = dict(
@@ -16,8 +17,8 @@ vvq_policy = dict(
     rules={
         '*.qkv': dict(weight=dict(granularity='qkv')),  # query, key and value keep a scale each
         '*.ffn.layers.1': dict(input=dict(signed=False, offset=True)),  # after GELU: from -0.17 up
-        'backbone.patch_embed.projection': 8,
-        'head.*': 8,
+        'backbone.patch_embed.projection': dict(weight=8, input=8),
+        'head.*': dict(weight=8, input=8),
     })
 vvq_swin_rules = {
     'backbone.patch_embed.projection': dict(weight=8, input=None),  # the image stays in float, as in the official code
@@ -36,7 +37,8 @@ vvq_train_dataloader = dict(
         type='vvq_mm.MultiCropDataset',
         num_crops=4,
         soft_labels='data/imagenet_soft_labels',
-        dataset=dict(type='ImageNet', data_root='data/imagenet', split='train', pipeline=[dict(type='LoadImageFromFile')]),
+        dataset=dict(
+            type='ImageNet', data_root='data/imagenet', split='train', pipeline=[dict(type='LoadImageFromFile')]),
         pipeline=[
             dict(type='vvq_mm.ReplayCrop', scale=224),
             dict(type='PackInputs', algorithm_keys=('soft_label', )),
@@ -61,7 +63,7 @@ vvq_param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, 
 vvq_train_cfg = dict(by_epoch=True, max_epochs=38, val_interval=1)
 vvq_auto_scale_lr = dict(base_batch_size=128, enable=False)  # images per step; 512 crops with 4 of each
 
-# ---- hooks, by name, so that one setting can be changed and one hook set to None
+# ---- hooks, by name, so that one setting can be changed (docs/hooks.md)
 vvq_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1', rule='greater'),
@@ -73,7 +75,6 @@ vvq_hooks = dict(
         regularizer=dict(
             type='vvq_mm.BinRegularizer',
             reduction='sum',
-            max_bits=4,
             # rises along a cosine from a quarter of the training on
             weight=dict(type='CosineSchedule', start=0.0, end=0.01, begin=0.25, until=1.0))),
     summary=dict(type='vvq_mm.TrainingSummaryHook'),

@@ -1,5 +1,6 @@
 # The full-precision starting point of the digits example: a tiny ViT on scikit-learn's 1,797 handwritten digits.
-# vit_fp32.pth beside this file is the last checkpoint of `python tools/train.py configs/digits/vit_fp32.py`, weights only.
+# vit_fp32.pth beside this file is the last checkpoint of `python tools/train.py configs/digits/vit_fp32.py`, weights
+# only.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 model = dict(

@@ -30,7 +30,12 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     # without test_mode=True, MMPretrain reads the training images whatever the split is called
-    dataset=dict(type='FashionMNIST', data_root='data/fashion_mnist', split='test', test_mode=True, pipeline=[dict(type='PackInputs')]))
+    dataset=dict(
+        type='FashionMNIST',
+        data_root='data/fashion_mnist',
+        split='test',
+        test_mode=True,
+        pipeline=[dict(type='PackInputs')]))
 val_evaluator = dict(type='Accuracy', topk=(1, ))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

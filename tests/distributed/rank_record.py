@@ -16,8 +16,8 @@ class RankRecordHook(Hook):
     priority = 'NORMAL'  # after CalibrateHook and OscillationHook
 
     def before_train(self, runner) -> None:
-        scales = {f'{name} {slot}': quantizer.scale for name, _, slot, quantizer in iter_quantizers(runner.model.module)}
-        self._save(runner, 'calibrated', scales)
+        quantizers = iter_quantizers(runner.model.module)
+        self._save(runner, 'calibrated', {f'{name} {slot}': quantizer.scale for name, _, slot, quantizer in quantizers})
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self._save(runner, f'images_{runner.iter + 1}', dict(inputs=torch.stack(list(data_batch['inputs']))))
@@ -26,4 +26,5 @@ class RankRecordHook(Hook):
         self._save(runner, 'end', runner.model.module.state_dict())
 
     def _save(self, runner, what: str, tensors: dict) -> None:
-        torch.save({name: value.detach() for name, value in tensors.items()}, Path(runner.work_dir) / f'{what}_{get_rank()}.pth')
+        path = Path(runner.work_dir) / f'{what}_{get_rank()}.pth'
+        torch.save({name: value.detach() for name, value in tensors.items()}, path)

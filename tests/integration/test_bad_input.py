@@ -1,4 +1,4 @@
-"""What a user may get wrong, through the Runner: a sentence that says what was expected, what came and where, and no checkpoint."""
+"""What a user may get wrong, through the Runner: a sentence says what was expected, and what came where."""
 import json
 import shutil
 
@@ -34,12 +34,16 @@ def refuse(config, error, message):
 
 POLICIES = dict(
     bits_too_few=(dict(weight=dict(bits=1)), 'bits to be an integer from 2 to 8, got 1 for backbone.*weight'),
-    bits_too_many=(dict(act=dict(bits=9)), 'bits to be an integer from 2 to 8, got 9 for backbone.layers.0.attn .query.'),
+    bits_too_many=(dict(act=dict(bits=9)), 'bits to be an integer from 2 to 8, got 9 for backbone.*query'),
     bits_not_whole=(dict(weight=dict(bits=2.5)), 'bits to be an integer from 2 to 8, got 2.5 for'),
-    bits_of_a_rule=(dict(rules={'head.*': 16}), r'bits to be an integer from 2 to 8, got 16 for head.layers.head \(weight\).*set it to None'),
-    rule_without_match=(dict(rules={'*.qkw': 4}), r"the rule '\*.qkw' to match .* it matches none; the nearest names are .*attn.*print_plan"),
-    unknown_slot=(dict(rules={'*.attn.qkv': dict(wieght=4)}), r"a slot of .*attn.qkv \(input, weight; act for all activations\), got 'wieght'"),
-    slot_of_another_module=(dict(rules={'*.attn.proj': dict(prob=4)}), "a slot of .*attn.proj .*, got 'prob' in the rule"),
+    bits_of_a_rule=(dict(rules={'head.*': 16}),
+                    r'bits to be an integer from 2 to 8, got 16 for head.layers.head \(weight\).*set it to None'),
+    rule_without_match=(dict(rules={'*.qkw': 4}),
+                        r"the rule '\*.qkw' to match .* it matches none; the nearest names are .*attn.*print_plan"),
+    unknown_slot=(dict(rules={'*.attn.qkv': dict(wieght=4)}),
+                  r"a slot of .*attn.qkv \(input, weight; act for all activations\), got 'wieght'"),
+    slot_of_another_module=(dict(rules={'*.attn.proj': dict(prob=4)}),
+                            "a slot of .*attn.proj .*, got 'prob' in the rule"),
 )
 
 
@@ -53,15 +57,18 @@ def test_a_wrong_policy_is_refused(labels, tmp_path, change, message):
 def test_mixing_images_with_stored_soft_labels_is_refused(labels, tmp_path):
     config = qat_config(tmp_path, labels)
     config.model.train_cfg = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
-    refuse(config, QuantizationError, r'no batch augmentation together with stored soft labels, got Mixup, CutMix in model.train_cfg.*train_cfg=None')
+    message = r'no batch augmentation together with stored soft labels, got Mixup, CutMix in .*train_cfg=None'
+    refuse(config, QuantizationError, message)
 
 
 # ---- forward before calibration
 
-@pytest.mark.parametrize('others', [(), ('Oscillation', ), ('Oscillation', 'AccuracyReport')], ids=['all_hooks', 'no_tracking', 'no_evaluation'])
+@pytest.mark.parametrize('others', [(), ('Oscillation', ), ('Oscillation', 'AccuracyReport')],
+                         ids=['all_other_hooks', 'no_tracking', 'no_evaluation'])
 def test_training_without_calibration_is_refused(labels, tmp_path, others):
     hooks = {name: hook for name, hook in qat_hooks().items() if name not in ('Calibrate', *others)}
-    refuse(qat_config(tmp_path, labels, hooks=hooks), QuantizerNotReady, r'calibrated .*, got none for backbone.*vvq_mm.CalibrateHook')
+    message = r'calibrated .*, got none for backbone.*vvq_mm.CalibrateHook'
+    refuse(qat_config(tmp_path, labels, hooks=hooks), QuantizerNotReady, message)
 
 
 # ---- checkpoints
@@ -87,8 +94,10 @@ def unsafe(path):
 
 
 CHECKPOINTS = [
-    (other_depth, CheckpointError, r'given.pth to fit QATImageClassifier, but the model has no `backbone.layers.2.*use the config'),
-    (other_granularity, QuantizationError, r'3 scale\(s\) for backbone.layers.0.attn.qkv \(weight\), the checkpoint has 96.*use its policy'),
+    (other_depth, CheckpointError,
+     r'given.pth to fit QATImageClassifier, but the model has no `backbone.layers.2.*use the config'),
+    (other_granularity, QuantizationError,
+     r'3 scale\(s\) for backbone.layers.0.attn.qkv \(weight\), the checkpoint has 96.*use its policy'),
     (truncated, CheckpointError, r'given.pth \(5000 bytes\) cannot be read: it is truncated.*download it again'),
     (unsafe, CheckpointError, r'tensors and builtins alone, but .*given.pth needs .*print.*--trust-checkpoint'),
 ]
@@ -114,11 +123,15 @@ def flip_byte(store):
 
 
 STORES = dict(
-    missing=(shutil.rmtree, r'a store of soft labels with a meta.json, got none in .*; make one with tools/soft_labels.py'),
-    truncated=(lambda store: (store / 'crops.bin').write_bytes(b'cut'), r'bytes in .*crops.bin, got 3 bytes; the store is truncated'),
-    other_version=(lambda store: edit_meta(store, version=7), r'a store of version 1, got version 7 in .*meta.json; make it again'),
+    missing=(shutil.rmtree,
+             r'a store of soft labels with a meta.json, got none in .*; make one with tools/soft_labels.py'),
+    truncated=(lambda store: (store / 'crops.bin').write_bytes(b'cut'),
+               r'bytes in .*crops.bin, got 3 bytes; the store is truncated'),
+    other_version=(lambda store: edit_meta(store, version=7),
+                   r'a store of version 1, got version 7 in .*meta.json; make it again'),
     other_checksum=(flip_byte, r'checksum \w+ for the crops of image 0 in .*, got \w+; the store is damaged'),
-    other_number_of_classes=(lambda store: edit_meta(store, num_classes=12), 'classes 12.*, got Digits with classes 10; give the store'),
+    other_number_of_classes=(lambda store: edit_meta(store, num_classes=12),
+                             'classes 12.*, got Digits with classes 10; give the store'),
     class_out_of_range=(lambda store: edit_meta(store, num_classes=3), r'class indices below 3, got \d for image 0 in'),
 )
 
@@ -132,10 +145,13 @@ def test_a_store_that_cannot_be_used_is_refused(labels, tmp_path, damage, messag
 
 
 DATA = dict(
-    other_data_set=(dict(dataset=dict(split='test')), 'fingerprint .*, got Digits with fingerprint .*give the store of this data set'),
+    other_data_set=(dict(dataset=dict(split='test')),
+                    'fingerprint .*, got Digits with fingerprint .*give the store of this data set'),
     other_number_of_images=(dict(dataset=dict(indices=11)), 'images 12.*, got Digits with images 11'),
-    more_crops_than_stored=(dict(num_crops=4), 'num_crops from 1 to the 3 stored per image in .*, got 4; ask for fewer'),
-    random_crops=(dict(pipeline=[dict(type='RandomResizedCrop', scale=32), dict(type='PackInputs')]), 'vvq_mm.ReplayCrop'),
+    more_crops_than_stored=(dict(num_crops=4),
+                            'num_crops from 1 to the 3 stored per image in .*, got 4; ask for fewer'),
+    random_crops=(dict(pipeline=[dict(type='RandomResizedCrop', scale=32), dict(type='PackInputs')]),
+                  'vvq_mm.ReplayCrop'),
 )
 
 
@@ -169,7 +185,8 @@ class BreakScaleHook(Hook):
 def test_a_run_that_diverges_stops_with_iteration_and_layer(labels, tmp_path):
     hooks = dict(break_scale=dict(type='vvq_mm.BreakScaleHook'), **qat_hooks())
     config = qat_config(tmp_path, labels, hooks=hooks)
-    with pytest.raises(TrainingDiverged, match=r'in iteration 2: .*is that of backbone.layers.0.attn.qkv \(weight\), after iteration 2'):
+    message = r'in iteration 2: .*is that of backbone.layers.0.attn.qkv \(weight\), after iteration 2'
+    with pytest.raises(TrainingDiverged, match=message):
         run(config, 'diverges')
     assert sorted(file.name for file in tmp_path.glob('*.pth')) == ['iter_1.pth'], 'none of the broken state'
 
@@ -206,7 +223,7 @@ def test_an_unreadable_image_is_named(images):
 @pytest.mark.slow
 @pytest.mark.parametrize('option, sentence', [
     ('model.policy.weight.bits=1', 'QuantizationError: expected bits to be an integer from 2 to 8, got 1 for'),
-    ('train_dataloader.dataset.soft_labels=nowhere', 'SoftLabelError: expected a store of soft labels with a meta.json, got none in nowhere'),
+    ('train_dataloader.dataset.soft_labels=nowhere', 'SoftLabelError: expected a store of soft labels with a'),
 ], ids=['bits', 'store'])
 def test_the_tool_ends_in_one_sentence(labels, tmp_path, option, sentence):
     qat_config('work', labels).dump(str(tmp_path / 'config.py'))

@@ -3,10 +3,8 @@ import torch
 from test_quantizers import QuantizerContract
 
 from vvq_mm.quantizers import LSQQuantizer
-from vvq_mm.registry import QUANTIZERS
 
 
-@QUANTIZERS.register_module(force=True)
 class PowerOfTwoQuantizer(LSQQuantizer):
     """A learned scale, rounded to a power of two."""
 

@@ -146,3 +146,13 @@ def test_weights_alone_can_be_quantised():
 def test_a_number_sets_the_bits_of_the_slots_that_have_a_template():
     result = RulePolicy(weight=dict(type='LSQQuantizer', bits=4), act=None, rules={'0': 8}).plan(tiny_mlp())
     assert result.slots['0']['weight']['bits'] == 8 and result.slots['0']['input'] is None
+
+
+def test_a_template_without_type_or_bits_is_refused():
+    with pytest.raises(QuantizationError, match=r"expected type and bits for 0 .weight., got {'bits': 4}"):
+        RulePolicy(weight=dict(bits=4), act=None).plan(tiny_mlp())
+
+
+def test_a_later_rule_takes_back_the_reason_for_float():
+    result = plan(tiny_mlp(), {'*': None, '0': 8})
+    assert result.slots['0']['weight']['bits'] == 8 and '0.weight' not in result.reasons and '2.weight' in result.reasons

@@ -77,5 +77,5 @@ def test_a_wrong_schedule_is_named(config, words):
 
 
 def test_an_unknown_schedule_names_the_known_ones():
-    with pytest.raises(KeyError, match='CosineSchedule.*StepSchedule'):
+    with pytest.raises(QuantizationError, match='CosineSchedule.*StepSchedule'):
         build_schedule(dict(type='StepSchedule'))

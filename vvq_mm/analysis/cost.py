@@ -1,11 +1,13 @@
 """What a plan costs: bytes of the weights, and bit operations of the products."""
-from typing import Dict, NamedTuple
+from collections import defaultdict
+from typing import Dict, List, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vvq_mm.layers import AttentionMixin
+from vvq_mm.layers import AttentionMixin, attention_mixin
 from vvq_mm.surgery import iter_quantizers, quantizer_mode
 
 FLOAT_BITS = 32
@@ -34,7 +36,8 @@ def model_bytes(model: nn.Module) -> Dict[str, int]:
         >>> model_bytes(nn.Linear(10, 10))
         {'quantised': 440, 'float32': 440}
     """
-    width = {id(module.weight): quantizer.bits for _, module, slot, quantizer in iter_quantizers(model) if slot == 'weight'}
+    width = {id(module.weight): quantizer.bits for _, module, slot, quantizer in iter_quantizers(model)
+             if slot == 'weight'}
     own = {id(parameter) for *_, quantizer in iter_quantizers(model) for parameter in quantizer.parameters()}
     bits = sum(parameter.numel() * width.get(id(parameter), FLOAT_BITS) for parameter in model.parameters())
     count = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in own)
@@ -43,38 +46,52 @@ def model_bytes(model: nn.Module) -> Dict[str, int]:
 
 @torch.no_grad()
 def multiply_accumulates(model: nn.Module, image: Tensor) -> Dict[str, int]:
-    """Return the multiply-accumulates of one forward per weighted layer and attention (its two products, without its layers).
+    """Return the multiply-accumulates of one forward per weighted layer, and per attention those of its two products.
+
+    A layer whose weight the attention around it uses directly (BEiT's ``qkv``) counts with the attention.
 
     Args:
         model (nn.Module): a quantised model; it runs in float.
         image (Tensor): (1, 3, H, W).
     """
     counter = FlopCounterMode(display=False, depth=None)
-    with quantizer_mode(model, 'float'), counter:
+    # the plain products of attention, since not every fused kernel is counted
+    with quantizer_mode(model, 'float'), sdpa_kernel(SDPBackend.MATH), counter:
         model(image)
     root = type(model).__name__
     flops = {name.removeprefix(f'{root}.'): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    names: Dict[nn.Module, List[str]] = defaultdict(list)  # a shared module has several, and counts under any of them
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    count = {module: sum(flops.get(name, 0) for name in known) for module, known in names.items()}
     own = {}
-    for name, module in model.named_modules():
-        if isinstance(module, AttentionMixin):
-            inside = sum(flops.get(f'{name}.{child}', 0) for child, _ in module.named_children())
-            own[name] = (flops[name] - inside) // 2
-        elif name in flops and isinstance(module, (nn.Linear, nn.Conv2d)):
-            own[name] = flops[name] // 2
+    for module, (name, *_) in names.items():
+        if is_attention(module):
+            own[name] = (count[module] - sum(count[child] for child in module.children())) // 2
+        elif count[module] and isinstance(module, (nn.Linear, nn.Conv2d)):
+            own[name] = count[module] // 2
     return own
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether the module is an attention, quantised or in float."""
+    return isinstance(module, AttentionMixin) or attention_mixin(module) is not None
 
 
 def model_cost(model: nn.Module, image: Tensor) -> Cost:
     """Return the :class:`Cost` of a quantised model for one image.
 
-    A product of a b-bit and a c-bit operand counts b c bit operations per multiply-accumulate; an operand in float counts 32.
+    A product of a b-bit and a c-bit operand counts b c bit operations per multiply-accumulate; an operand in float
+    counts 32.
     """
     bits = {(name, slot): quantizer.bits for name, _, slot, quantizer in iter_quantizers(model)}
     operations = total = 0
     for name, count in multiply_accumulates(model, image).items():
         total += count * FLOAT_BITS**2
-        pairs = [('query', 'key'), ('prob', 'value')] if isinstance(model.get_submodule(name), AttentionMixin) else [('weight', 'input')]
-        for first, second in pairs:
-            operations += count // len(pairs) * bits.get((name, first), FLOAT_BITS) * bits.get((name, second), FLOAT_BITS)
+        attention = is_attention(model.get_submodule(name))
+        pairs = [('query', 'key'), ('prob', 'value')] if attention else [('weight', 'input')]
+        for pair in pairs:
+            first, second = (bits.get((name, slot), FLOAT_BITS) for slot in pair)
+            operations += count // len(pairs) * first * second
     size = model_bytes(model)
     return Cost(size['quantised'], size['float32'], operations, total)

@@ -13,8 +13,8 @@ def flatten_collate(batch: List[Union[dict, List[dict]]], _scope_: Optional[str]
     Args:
         batch (list): of lists of packed crops ``dict(inputs, data_samples)``, or of packed images as other data sets
             give them.
-        _scope_ (str, optional): not used; MMEngine writes it into configs inherited through ``vvq_mm::`` and hands it on to
-            functions.
+        _scope_ (str, optional): not used; MMEngine writes it into configs inherited through ``vvq_mm::`` and hands it
+            on to functions.
 
     Returns:
         dict: ``inputs``, a tensor (crops, C, H, W) of the crops' dtype, or a list of tensors when their shapes differ;

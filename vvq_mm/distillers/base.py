@@ -12,8 +12,8 @@ class Distiller(nn.Module):
     """Turns the student's logits into losses; a subclass writes :meth:`soft_loss`.
 
     Args:
-        temperature (float): divides the logits of student and teacher; the loss is multiplied by its square, so that its
-            gradient keeps its size. Defaults to 1.
+        temperature (float): divides the logits of student and teacher; the loss is multiplied by its square, so that
+            its gradient keeps its size. Defaults to 1.
         hard_weight (float): share of the cross-entropy with the true labels, 0 to 1. Defaults to 0, as in the paper.
         weight (float): factor on the whole loss. Defaults to 1.
     """
@@ -57,12 +57,14 @@ class SumDistiller(nn.Module):
     Example:
         >>> dict(type='vvq_mm.SumDistiller', distillers=dict(
         ...     stored=dict(type='vvq_mm.SoftLabelDistiller', weight=0.5),
-        ...     teacher=dict(type='vvq_mm.TeacherDistiller', teacher='deit-small_4xb256_in1k', weight=0.5)))
+        ...     teacher=dict(type='vvq_mm.TeacherDistiller', teacher='deit-small_4xb256_in1k',
+    ...                  checkpoint='deit_small.pth', weight=0.5)))
     """
 
     def __init__(self, distillers: Dict[str, dict]) -> None:
         super().__init__()
-        self.distillers = nn.ModuleDict({name: MODELS.build(dict(config)) for name, config in distillers.items() if name != '_scope_'})
+        self.distillers = nn.ModuleDict({name: MODELS.build(dict(config)) for name, config in distillers.items()
+                                         if name != '_scope_'})
 
     @property
     def uses_stored_labels(self) -> bool:

@@ -15,8 +15,8 @@ from .base import Distiller
 class TeacherDistiller(Distiller):
     """Soft cross-entropy with an online teacher's probabilities.
 
-    The teacher is frozen, always in eval mode, and outside every state dict. It gets the student's inputs, so it must have been
-    trained with the same normalisation.
+    The teacher is frozen, always in eval mode, and outside every state dict. It gets the student's inputs, so it must
+    have been trained with the same normalisation.
 
     Args:
         teacher (dict | str): model config, the path of a config, a model name of MMPretrain, or ``timm:NAME``.

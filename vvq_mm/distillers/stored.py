@@ -13,14 +13,15 @@ from .base import Distiller
 
 @MODELS.register_module()
 class SoftLabelDistiller(Distiller):
-    r"""Soft cross-entropy with the top-k probabilities that a teacher gave for this very crop (arXiv 2307.00331, after FKD).
+    r"""Soft cross-entropy with a teacher's top-k probabilities for this very crop (arXiv 2307.00331, after FKD).
 
-    :math:`L = -\frac1B \sum_i \sum_c p_T[i, c] \log \mathrm{softmax}(z_i)[c]`, computed on the k stored classes and the tail.
+    :math:`L = -\frac1B \sum_i \sum_c p_T[i, c] \log \mathrm{softmax}(z_i)[c]`, computed on the k stored classes and the
+    tail.
 
     Args:
         tail (str): what the classes that were not stored get: ``smooth`` (the rest of the probability in equal parts),
-            ``renorm`` (nothing; the stored ones are scaled to sum to 1), ``hard`` (the top class gets everything) or ``none``.
-            Defaults to ``smooth``, the paper's.
+            ``renorm`` (nothing; the stored ones are scaled to sum to 1), ``hard`` (the top class gets everything) or
+            ``none``. Defaults to ``smooth``, the paper's.
         **kwargs: arguments of :class:`Distiller`.
     """
 
@@ -35,8 +36,9 @@ class SoftLabelDistiller(Distiller):
 
     def soft_loss(self, logits: Tensor, inputs: Tensor, data_samples: List) -> Tensor:
         if 'soft_label' not in data_samples[0]:
-            raise SoftLabelError('expected a soft_label with every crop, got none; name a store in train_dataloader.dataset.soft_labels '
-                                 "and keep PackInputs(algorithm_keys=('soft_label', )) in its pipeline")
+            raise SoftLabelError('expected a soft_label with every crop, got none; name a store in '
+                                 "train_dataloader.dataset.soft_labels and keep PackInputs(algorithm_keys=('soft_label', "
+                                 ')) in its pipeline')
         labels = torch.stack([sample.soft_label for sample in data_samples]).to(logits.device, non_blocking=True)
         if not self._checked:  # the first time alone, since it waits for the device
             _check_classes(labels, logits.shape[-1])
@@ -45,8 +47,9 @@ class SoftLabelDistiller(Distiller):
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> None:
-    """Raise if a label names a class that the model has not: on a GPU, that would end in an assertion without a place."""
+    """Raise if a label names a class that the model has not: a GPU would end in an assertion without a place."""
     highest = int(labels[:, 0].max())
     if highest >= num_classes:
-        raise SoftLabelError(f'expected class indices below the {num_classes} classes of the model, got {highest} in the soft labels; '
-                             'set model.head.num_classes to that of the data set, or give the store of another teacher')
+        raise SoftLabelError(f'expected class indices below the {num_classes} classes of the model, got {highest} in '
+                             'the soft labels; set model.head.num_classes to that of the data set, or give the store of '
+                             'another teacher')

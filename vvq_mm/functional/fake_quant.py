@@ -53,7 +53,8 @@ def fake_quantize(x: Tensor,
                   gradient_scale: Union[Tensor, float] = 1.0) -> Tensor:
     r"""Return ``x`` moved to the nearest value of its grid, differentiable in ``x``, ``scale`` and ``offset``.
 
-    With :math:`v = (x - \beta) / s` and :math:`q = \mathrm{round}(\mathrm{clip}(v))`, the value is :math:`q s + \beta` and
+    With :math:`v = (x - \beta) / s` and :math:`q = \mathrm{round}(\mathrm{clip}(v))`, the value is :math:`q s + \beta`
+    and
 
     .. math::
         \partial y / \partial x = [q_{min} \le v \le q_{max}], \quad

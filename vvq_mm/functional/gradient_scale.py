@@ -28,7 +28,8 @@ def _official_act(x: Tensor, qmax: int, groups: int, axis: int, batched: bool) -
 RULES = {'none': _none, 'lsq': _lsq, 'l1': _l1, 'official_act': _official_act}
 
 
-def gradient_scale(rule: str, x: Tensor, qmax: int, groups: int = 1, axis: int = 0, batched: bool = False) -> Union[Tensor, float]:
+def gradient_scale(rule: str, x: Tensor, qmax: int, groups: int = 1, axis: int = 0,
+                   batched: bool = False) -> Union[Tensor, float]:
     """Return the factor :math:`G` on the gradient of the scale of ``x``, without waiting for the device.
 
     ===============  ==========================================================================================

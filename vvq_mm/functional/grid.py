@@ -36,8 +36,8 @@ class IntGrid(NamedTuple):
             QuantizationError: ``bits`` is not an integer from 2 to 8.
         """
         if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-            raise QuantizationError(f'expected bits to be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r} for {where}; '
-                                    f'to leave a slot in float, set it to None')
+            raise QuantizationError(f'expected bits to be an integer from {MIN_BITS} to {MAX_BITS}, got {bits!r} for '
+                                    f'{where}; to leave a slot in float, set it to None')
         return cls(-2**(bits - 1), 2**(bits - 1) - 1) if signed else cls(0, 2**bits - 1)
 
     @property

@@ -8,8 +8,8 @@ from vvq_mm.errors import QuantizationError
 def check_groups(size: int, groups: int, where: str) -> None:
     """Raise a :class:`QuantizationError` unless ``groups`` divides the axis length ``size``."""
     if size % groups:
-        raise QuantizationError(f'expected an axis that divides into {groups} groups of equal size, got length {size} in {where}; '
-                                'choose another granularity for this slot')
+        raise QuantizationError(f'expected an axis that divides into {groups} groups of equal size, got length {size} '
+                                f'in {where}; choose another granularity for this slot')
 
 
 def expand_groups(values: Tensor, shape: torch.Size, axis: int) -> Tensor:

@@ -39,9 +39,10 @@ def percentile_init(statistics: Statistics, grid: IntGrid, percentile: float = 9
 
 
 def least_squares_init(statistics: Statistics, grid: IntGrid, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
-    """Return the official code's scale of a weight: ``a <- <w, q> / <q, q>`` from ``max|w| / qmax``, at most ``iterations`` times.
+    """Return the official code's scale of a weight: ``a <- <w, q> / <q, q>`` from ``max|w| / qmax``, a bounded search.
 
-    The official code has no bound and stops when the relative step is below 1e-5; at 6 to 8 bits that takes thousands of rounds.
+    The official code has no bound and stops when the relative step is below 1e-5; at 6 to 8 bits that takes thousands of
+    rounds.
     """
     values = statistics.values
     scale = values.abs().amax(1) / grid.qmax
@@ -58,8 +59,8 @@ def least_squares_init(statistics: Statistics, grid: IntGrid, iterations: int = 
 def mse_init(statistics: Statistics, grid: IntGrid, use_offset: bool) -> Tuple[Tensor, Optional[Tensor]]:
     """Return the scale, and the offset if asked for, of the smallest squared error among 100 ranges.
 
-    The candidates are fractions of the full range (log-spaced down to 1/100), the full range among them, so the result is
-    never worse than it. An offset puts the smallest code at the smallest value (LSQ+).
+    The candidates are fractions of the full range (log-spaced down to 1/100), the full range among them, so the result
+    is never worse than it. An offset puts the smallest code at the smallest value (LSQ+).
 
     Example:
         >>> mse_init(Statistics(torch.tensor([[-2., -1., 0., 1.]]), torch.ones(1)), IntGrid(-2, 1), False)[0]
@@ -85,7 +86,8 @@ def mse_init(statistics: Statistics, grid: IntGrid, use_offset: bool) -> Tuple[T
     return best_scale, best_offset
 
 
-def initial_scale(rule: str, statistics: Statistics, grid: IntGrid, use_offset: bool, kind: str) -> Tuple[Tensor, Optional[Tensor]]:
+def initial_scale(rule: str, statistics: Statistics, grid: IntGrid, use_offset: bool,
+                  kind: str) -> Tuple[Tensor, Optional[Tensor]]:
     """Return scale and offset (groups,) by the named rule; an offset starts at 0 unless the rule searches it.
 
     Args:

@@ -7,4 +7,5 @@ from .oscillation_hook import OscillationHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .training_summary_hook import TrainingSummaryHook
 
-__all__ = ['AccuracyReportHook', 'CalibrateHook', 'CheckFiniteHook', 'ExactResumeHook', 'OscillationHook', 'SafeCheckpointHook', 'TrainingSummaryHook']
+__all__ = ['AccuracyReportHook', 'CalibrateHook', 'CheckFiniteHook', 'ExactResumeHook', 'OscillationHook',
+           'SafeCheckpointHook', 'TrainingSummaryHook']

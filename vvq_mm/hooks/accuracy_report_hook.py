@@ -6,6 +6,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from vvq_mm.errors import QuantizationError
 from vvq_mm.registry import HOOKS
 from vvq_mm.surgery import iter_quantizers, quantizer_mode
 
@@ -16,10 +17,10 @@ KEY = 'accuracy_report'
 class AccuracyReportHook(Hook):
     """Evaluates the starting point before the first step and prints a summary at the end.
 
-    ``float`` is the model that was loaded, with every quantizer passing through; ``calibrated`` is the quantised model before
-    any training. Both cost one validation pass; after a resume they are read from the checkpoint. ``last`` is the last
-    validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number. A checkpoint holds what was known when it was written, which
-    is before the validation of its own epoch.
+    ``float`` is the model that was loaded, with every quantizer passing through; ``calibrated`` is the quantised model
+    before any training. Both cost one validation pass; after a resume they are read from the checkpoint. ``last`` is the
+    last validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number. A checkpoint
+    holds what was known when it was written, which is before the validation of its own epoch.
 
     Args:
         metric (str): the metric to compare. Defaults to ``accuracy/top1``.
@@ -32,7 +33,7 @@ class AccuracyReportHook(Hook):
         self.report: Dict[str, float] = {}
 
     def before_train(self, runner) -> None:
-        if runner.val_loop is None or self.report:
+        if runner.val_loop is None or self.report or runner.iter:  # resumed: what training began with is gone
             return
         model = _unwrap(runner.model)
         if not any(True for _ in iter_quantizers(model)):
@@ -73,7 +74,11 @@ class AccuracyReportHook(Hook):
                 loop.evaluator.process(data_samples=runner.model.val_step(data), data_batch=data)
         for module in training:
             module.training = True
-        return float(loop.evaluator.evaluate(len(loop.dataloader.dataset))[self.metric])
+        metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        if self.metric not in metrics:
+            raise QuantizationError(f'expected the metric {self.metric!r} of AccuracyReportHook from val_evaluator, '
+                                    f'got {", ".join(metrics)}; set metric= of the hook to one of these')
+        return float(metrics[self.metric])
 
 
 def _unwrap(model: torch.nn.Module) -> torch.nn.Module:

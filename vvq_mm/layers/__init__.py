@@ -3,5 +3,5 @@ from .attention import AttentionMixin, attention_class, attention_mixin
 from .swap import SLOT_SUFFIX, SlotMixin, swap_, unswap_
 from .weighted import WeightedMixin, weighted_mixin
 
-__all__ = ['AttentionMixin', 'SLOT_SUFFIX', 'SlotMixin', 'WeightedMixin', 'attention_class', 'attention_mixin', 'swap_', 'unswap_',
-           'weighted_mixin']
+__all__ = ['AttentionMixin', 'SLOT_SUFFIX', 'SlotMixin', 'WeightedMixin', 'attention_class', 'attention_mixin', 'swap_',
+           'unswap_', 'weighted_mixin']

@@ -38,9 +38,10 @@ class AttentionTap(TorchFunctionMode):
     """Quantises the operands of one attention's products during one call of its forward.
 
     * ``F.scaled_dot_product_attention`` becomes softmax(Q(q) Q(k)^T s + mask), then Q(prob) Q(v).
-    * Otherwise the first ``matmul`` is q k^T and the second is prob v. Classes that multiply q by ``self.scale`` first get
-      q quantised before that factor, so that both ways train the same scale.
-    * ``F.linear`` with the weight of a quantised child (SwinV2, BEiT and EVA-02 bypass ``self.qkv``) goes through its slots.
+    * Otherwise the first ``matmul`` is q k^T and the second is prob v. Classes that multiply q by ``self.scale`` first
+      get q quantised before that factor, so that both ways train the same scale.
+    * ``F.linear`` with the weight of a quantised child (SwinV2, BEiT and EVA-02 bypass ``self.qkv``) goes through its
+      slots.
     """
 
     def __init__(self, owner: AttentionMixin) -> None:
@@ -80,13 +81,14 @@ class AttentionTap(TorchFunctionMode):
     def check(self) -> None:
         """Raise unless exactly the two products of an attention were seen."""
         if self.products != 2:
-            raise QuantizationError(f'expected 2 attention products, saw {self.products} in {type(self.owner).__name__}; leave its slots in '
-                                    'float with a rule `None`, or register a quantised class for it with @attention_class')
+            raise QuantizationError(f'expected 2 attention products, saw {self.products} in '
+                                    f'{type(self.owner).__name__}; leave its slots in float with a rule `None`, or '
+                                    'register a quantised class for it with @attention_class')
 
 
-def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value: Tensor, attn_mask: Optional[Tensor] = None,
-                        dropout_p: float = 0.0, is_causal: bool = False, scale: Optional[float] = None,
-                        enable_gqa: bool = False) -> Tensor:
+def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value: Tensor,
+                        attn_mask: Optional[Tensor] = None, dropout_p: float = 0.0, is_causal: bool = False,
+                        scale: Optional[float] = None, enable_gqa: bool = False) -> Tensor:
     """Return scaled dot-product attention on quantised operands; arguments as ``F.scaled_dot_product_attention``.
 
     Args:
@@ -95,8 +97,8 @@ def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value
         attn_mask (Tensor, optional): bool (True = may attend) or additive, broadcastable to (B, H, N, M).
     """
     if enable_gqa:
-        raise QuantizationError(f'expected equally many heads for query and key, got enable_gqa=True in {type(slots).__name__}; leave '
-                                'its slots in float with a rule `None`')
+        raise QuantizationError('expected equally many heads for query and key, got enable_gqa=True in '
+                                f'{type(slots).__name__}; leave its slots in float with a rule `None`')
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     logits = slots.slot('query', query) @ slots.slot('key', key).transpose(-2, -1) * scale
     if is_causal:
@@ -111,7 +113,7 @@ _CLASSES = {}
 
 
 def attention_class(name: str):
-    """Register a mixin with its own forward for attentions of class ``name``; it keeps the slots of :class:`AttentionMixin`.
+    """Register a mixin with its own forward for attentions of class ``name``, with the slots of :class:`AttentionMixin`.
 
     Example:
         >>> @attention_class('MyAttention')
@@ -127,7 +129,7 @@ def attention_class(name: str):
 
 
 def attention_mixin(module: nn.Module) -> Optional[type]:
-    """Return the mixin for an attention (a module with ``num_heads``, ``qkv`` and ``proj``), or None for any other module."""
+    """Return the mixin for an attention (a module with ``num_heads``, ``qkv`` and ``proj``), or None for other modules."""
     if type(module).__name__ in _CLASSES:
         return _CLASSES[type(module).__name__]
     is_attention = all(hasattr(module, name) for name in ('num_heads', 'qkv', 'proj'))

@@ -15,8 +15,8 @@ class WeightedMixin(SlotMixin):
     def operands(self, x: Tensor):
         """Return input and weight as the product sees them.
 
-        A weight in float is handed on as a view: an attention that wraps this layer recognises calls that bypass it by the
-        identity of the weight, see :mod:`vvq_mm.layers.attention`.
+        A weight in float is handed on as a view: an attention that wraps this layer recognises calls that bypass it by
+        the identity of the weight, see :mod:`vvq_mm.layers.attention`.
         """
         weight = self.slot('weight', self.weight)
         weight = weight.view_as(weight) if weight is self.weight else weight

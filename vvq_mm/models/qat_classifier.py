@@ -15,12 +15,14 @@ from vvq_mm.surgery import iter_quantizers, quantize_
 class QATMixin:
     """Adds a bit policy, a distiller and a regulariser to a classifier of MMPretrain.
 
-    The float classifier is built first, then quantised in place by the policy: float checkpoints load under their own keys, and
-    the quantizers' keys are added. The distiller lives outside the module tree, so a teacher is in no checkpoint.
+    The float classifier is built first, then quantised in place by the policy: float checkpoints load under their own
+    keys, and the quantizers' keys are added. The distiller lives outside the module tree, so a teacher is in no
+    checkpoint.
 
     Args:
         policy (dict, optional): config of a policy. None leaves the model in float.
-        distiller (dict, optional): config of a distiller, which replaces the head's own loss. None trains on the labels.
+        distiller (dict, optional): config of a distiller, which replaces the head's own loss. None trains on the
+            labels.
         **kwargs: arguments of the classifier.
     """
 
@@ -39,7 +41,7 @@ class QATMixin:
         return self._distiller[0]
 
     def loss(self, inputs: torch.Tensor, data_samples: List[DataSample]) -> Dict[str, torch.Tensor]:
-        """Return the distiller's losses, or the head's own without one, and the regulariser's while its weight is not 0."""
+        """Return the distiller's losses, or the head's own without one, and the regulariser's unless its weight is 0."""
         if self.distiller is None:
             losses = super().loss(inputs, data_samples)
         else:
@@ -53,8 +55,9 @@ class QATMixin:
         augments = getattr(self.data_preprocessor, 'batch_augments', None)
         if augments is not None and self.distiller is not None and self.distiller.uses_stored_labels:
             names = ', '.join(type(augment).__name__ for augment in augments.augments)
-            raise QuantizationError(f'expected no batch augmentation together with stored soft labels, got {names} in model.train_cfg: a '
-                                    'stored label belongs to one crop and cannot be mixed; set model=dict(train_cfg=None)')
+            raise QuantizationError(f'expected no batch augmentation together with stored soft labels, got {names} in '
+                                    'model.train_cfg: a stored label belongs to one crop and cannot be mixed; set '
+                                    'model=dict(train_cfg=None)')
 
 
 @MODELS.register_module()
@@ -74,8 +77,9 @@ def _report_quantizers(model: nn.Module, incompatible_keys) -> None:
     if not waiting:
         return
     logger = MMLogger.get_current_instance()
-    changed = sorted({(quantizer.loaded_bits, quantizer.bits) for quantizer in waiting if quantizer.loaded_bits is not None})
+    changed = [(quantizer.loaded_bits, quantizer.bits) for quantizer in waiting if quantizer.loaded_bits is not None]
     if changed:
-        logger.warning(f'The checkpoint holds other bit widths ({", ".join(f"{old} -> {new}" for old, new in changed)}): the scales of '
-                       f'{sum(quantizer.loaded_bits is not None for quantizer in waiting)} quantizers are dropped and will be calibrated.')
+        widths = ', '.join(f'{old} -> {new}' for old, new in sorted(set(changed)))
+        logger.warning(f'The checkpoint holds other bit widths ({widths}): the scales of {len(changed)} quantizers are '
+                       'dropped and will be calibrated.')
     logger.info(f'{len(waiting)} of {len(quantizers)} quantizers have no scale yet and will be calibrated.')

@@ -15,7 +15,8 @@ class QuantPlan:
         reasons (dict): name of a module or ``module.slot`` in float -> why.
 
     Example:
-        >>> plan = QuantPlan({'head': {'weight': dict(type='LSQQuantizer', bits=8), 'input': None}}, {'head.input': 'rule'})
+        >>> slots = {'head': {'weight': dict(type='LSQQuantizer', bits=8), 'input': None}}
+        >>> plan = QuantPlan(slots, {'head.input': 'rule'})
         >>> plan.count()
         {'weight': 1, 'act': 0}
     """

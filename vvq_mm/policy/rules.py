@@ -10,28 +10,31 @@ from torch import nn
 
 from vvq_mm.errors import QuantizationError
 from vvq_mm.layers import attention_mixin, weighted_mixin
-from vvq_mm.registry import POLICIES
+from vvq_mm.registry import POLICIES, QUANTIZERS
 
 from .granularity import resolve_granularity
 from .plan import QuantPlan
 
 # What the network itself fixes: probabilities are never negative.
 SLOT_DEFAULTS = {'prob': dict(signed=False)}
+# Parts of the names of parameters that are added to activations.
+ADDED = ('embed', 'token', 'bias')
 
 
 @POLICIES.register_module()
 class RulePolicy:
     """Two templates and an ordered table of rules.
 
-    Every linear layer, convolution and attention starts with the templates; then the rules are read from top to bottom, and
-    each changes only what it names, so the last word wins, and a config that inherits this one adds rules at the end. A key
-    is a glob on the dotted module name (``*`` matches dots too), or ``re:`` and a regular expression. A value is
+    Every linear layer, convolution and attention starts with the templates; then the rules are read from top to bottom,
+    and each changes only what it names, so the last word wins, and a config that inherits this one adds rules at the
+    end. A key is a glob on the dotted module name (``*`` matches dots too), or ``re:`` and a regular expression. A
+    value is
 
     * a number: these bits for all slots of the module;
     * ``None``: the module stays in float;
-    * a dict from slots (``weight``, ``input``, ``query``, ``key``, ``value``, ``prob``; ``act`` for all activation slots) to a
-      number, ``None``, or a dict of quantizer options (``bits``, ``signed``, ``offset``, ``granularity``, ``init``,
-      ``grad_scale``, ``type``).
+    * a dict from slots (``weight``, ``input``, ``query``, ``key``, ``value``, ``prob``; ``act`` for all activation
+      slots) to a number, ``None``, or a dict of quantizer options (``bits``, ``signed``, ``offset``, ``granularity``,
+      ``init``, ``grad_scale``, ``type``).
 
     Args:
         weight (dict | None): quantizer of weights. None leaves all in float unless a rule says otherwise.
@@ -47,11 +50,18 @@ class RulePolicy:
     """
 
     def __init__(self, weight: Optional[dict], act: Optional[dict], rules: Optional[dict] = None) -> None:
+        for name, value in dict(weight=weight, act=act, rules=rules).items():
+            if value is not None and not isinstance(value, dict):
+                raise QuantizationError(f'expected {name} of RulePolicy to be a dict or None, got {value!r}')
         self.weight, self.act, self.rules = weight, act, dict(rules or {})
 
     def plan(self, model: nn.Module) -> QuantPlan:
         """Return the plan for ``model``, which may be on the meta device; nothing is changed."""
-        slots = {name: {slot: self._template(slot) for slot in mixin.SLOTS} for name, mixin in quantisable(model).items()}
+        slots = {name: {slot: self._template(slot) for slot in mixin.SLOTS}
+                 for name, mixin in quantisable(model).items()}
+        if not slots:
+            raise QuantizationError('expected a model with a linear layer, convolution or attention inside, got '
+                                    f'{type(model).__name__} without one; wrap a single layer in nn.Sequential')
         reasons: Dict[str, str] = {}
         for pattern, value in self.rules.items():
             if pattern.startswith('_') and pattern.endswith('_'):
@@ -75,20 +85,28 @@ class RulePolicy:
         names = match(pattern, slots)
         if not names:
             near = difflib.get_close_matches(pattern, slots, n=3, cutoff=0.0)
-            raise QuantizationError(f'expected the rule {pattern!r} to match a linear layer, convolution or attention, it matches none; the '
-                                    f'nearest names are {", ".join(near)}; tools/print_plan.py CONFIG lists all')
+            raise QuantizationError(f'expected the rule {pattern!r} to match a linear layer, convolution or attention, '
+                                    f'it matches none; the nearest names are {", ".join(near)}; '
+                                    'tools/print_plan.py CONFIG lists all')
         if not isinstance(value, dict):  # a number sets the bits of every slot that has a template
-            value = {slot: value for name in names for slot in slots[name] if value is None or self._template(slot) is not None}
+            number, value = value, {slot: value for name in names for slot in slots[name]
+                                    if value is None or self._template(slot) is not None}
+            if not value:
+                raise QuantizationError(f'expected a template for a slot of {", ".join(names[:3])}, there is none, got '
+                                        f'{number!r} in the rule {pattern!r}; name the slot there, as '
+                                        'dict(weight=dict(type=.., bits=..))')
         for slot, change in value.items():
             if slot.startswith('_'):
                 continue
-            having = [(name, key) for name in names for key in slots[name] if key == slot or (slot == 'act' and key != 'weight')]
+            having = [(name, key) for name in names for key in slots[name]
+                      if key == slot or (slot == 'act' and key != 'weight')]
             if not having:
                 known = sorted({key for name in names for key in slots[name]})
-                raise QuantizationError(f'expected a slot of {", ".join(names[:3])} ({", ".join(known)}; act for all activations), got '
-                                        f'{slot!r} in the rule {pattern!r}')
+                raise QuantizationError(f'expected a slot of {", ".join(names[:3])} ({", ".join(known)}; act for all '
+                                        f'activations), got {slot!r} in the rule {pattern!r}')
             for name, key in having:
                 slots[name][key] = self._change(slots[name][key], change, key, pattern)
+                reasons.pop(f'{name}.{key}', None)  # an earlier rule may have left it in float
                 if change is None:
                     reasons[f'{name}.{key}'] = f'rule {pattern!r}'
 
@@ -96,10 +114,12 @@ class RulePolicy:
         """Return the slot's config after one rule."""
         if change is None:
             return None
-        change = {key: value for key, value in change.items() if key != '_scope_'} if isinstance(change, dict) else dict(bits=change)
+        is_dict = isinstance(change, dict)
+        change = {key: value for key, value in change.items() if key != '_scope_'} if is_dict else dict(bits=change)
         config = self._template(slot) if config is None else config
         if config is None and not {'type', 'bits'} <= change.keys():
-            raise QuantizationError(f'expected type and bits for {slot!r} in the rule {pattern!r}, got {change}: there is no template to start from')
+            raise QuantizationError(f'expected type and bits for {slot!r} in the rule {pattern!r}, got {change}: there '
+                                    'is no template to start from')
         return {**(config or {}), **change}
 
 
@@ -116,18 +136,33 @@ class PlanFile:
 
     def plan(self, model: nn.Module) -> QuantPlan:
         if not Path(self.path).is_file():
-            raise QuantizationError(f'expected a plan in {self.path}, found no such file; write one with tools/print_plan.py CONFIG --out {self.path}')
-        data = json.loads(Path(self.path).read_text())
-        plan = QuantPlan.from_dict(data.get('plan', data))
-        unknown = sorted(set(plan.slots) - set(quantisable(model)))
+            raise QuantizationError(f'expected a plan in {self.path}, found no such file; write one with '
+                                    f'tools/print_plan.py CONFIG --out {self.path}')
+        plan, found = self._read(), quantisable(model)
+        unknown = sorted(set(plan.slots) - set(found))
         if unknown:
-            raise QuantizationError(f'expected modules of the model in {self.path}, got {", ".join(unknown[:3])}; the plan was made for another model')
+            raise QuantizationError(f'expected modules of the model in {self.path}, got {", ".join(unknown[:3])}; the '
+                                    'plan was made for another model')
+        for name, slots in plan.slots.items():
+            wrong = sorted(set(slots) - set(found[name].SLOTS))
+            if wrong:
+                known = ', '.join(found[name].SLOTS)
+                raise QuantizationError(f'expected slots of {name} ({known}) in {self.path}, got {", ".join(wrong)}')
         return plan
+
+    def _read(self) -> QuantPlan:
+        try:
+            data = json.loads(Path(self.path).read_text())
+            return QuantPlan.from_dict(data.get('plan', data))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise QuantizationError(f'expected the JSON of a plan in {self.path}, got something else ({error!r}); '
+                                    f'write it again with tools/print_plan.py CONFIG --out {self.path}') from error
 
 
 def quantisable(model: nn.Module) -> Dict[str, type]:
     """Return the modules that can be quantised, by name, with their mixin; in the order of the model."""
-    found = {name: weighted_mixin(module) or attention_mixin(module) for name, module in model.named_modules() if name}
+    found = {name: weighted_mixin(module) or attention_mixin(module)
+             for name, module in model.named_modules() if name}
     return {name: mixin for name, mixin in found.items() if mixin is not None}
 
 
@@ -146,8 +181,14 @@ def match(pattern: str, names) -> List[str]:
 def _resolve(config: dict, model: nn.Module, name: str, slot: str) -> dict:
     """Return the arguments of the quantizer: granularity as groups and axis, and where it is."""
     config = {key: value for key, value in config.items() if key != '_scope_'}
+    if not {'type', 'bits'} <= config.keys():
+        raise QuantizationError(f'expected type and bits for {name} ({slot}), got {config}; write them into the '
+                                "template of the policy, as dict(type='LSQQuantizer', bits=4)")
     groups, axis = resolve_granularity(config.pop('granularity', 'tensor'), model, name, slot)
     kind = 'weight' if slot == 'weight' else 'act'
+    quantizer = config.get('type')
+    if isinstance(quantizer, type) and QUANTIZERS.get(quantizer.__name__) is quantizer:
+        config['type'] = quantizer.__name__  # a lazy config names the class itself; a plan is JSON
     return dict(config, groups=groups, axis=axis, kind=kind)
 
 
@@ -158,6 +199,7 @@ def _float_modules(model: nn.Module, slots: Dict[str, dict]) -> Dict[str, str]:
         own = [key for key, _ in module.named_parameters(recurse=False)]
         if own and name not in slots:
             kind = type(module).__name__
-            reasons[name or 'the model itself'] = (f'{kind}: normalisation stays in float' if 'Norm' in kind else
-                                                   f'{kind}: {", ".join(own)} are added, not multiplied')
+            added = all(any(word in key for word in ADDED) for key in own)
+            why = f'{", ".join(own)} are added, not multiplied' if added else 'no quantised class for it'
+            reasons[name or 'the model itself'] = f'{kind}: {"normalisation stays in float" if "Norm" in kind else why}'
     return reasons

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from vvq_mm.errors import QuantizationError, QuantizerNotReady
 from vvq_mm.functional.fake_quant import dequantize, positive_scale, quantize
 from vvq_mm.functional.grid import IntGrid
-from vvq_mm.functional.groups import expand_groups
+from vvq_mm.functional.groups import check_groups, expand_groups
 from vvq_mm.functional.scale_init import RULES, Statistics, initial_scale
 
 from .observer import Observer
 
 MODES = ('quantize', 'float', 'observe')
+
 
 class Quantizer(nn.Module):
     """Base of all quantizers; a subclass writes :meth:`fake_quantize`.
@@ -27,8 +28,9 @@ class Quantizer(nn.Module):
         init (str): first scale: ``mse``, ``percentile``, ``lsq`` or ``official``. Defaults to ``mse``.
         where (str): the module and slot, named in errors.
 
-    State dict: ``scale`` and ``offset`` (groups,) float32, ``num_bits`` and ``initialized`` int32, and ``frozen`` (half, shape
-    of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float`` (pass through) or ``observe``.
+    State dict: ``scale`` and ``offset`` (groups,) float32, ``num_bits`` and ``initialized`` int32, and ``frozen``
+    (half, shape of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float`` (pass through)
+    or ``observe``.
     """
 
     def __init__(self, bits: int, signed: bool = True, offset: bool = False, groups: int = 1, axis: int = 0,
@@ -61,11 +63,14 @@ class Quantizer(nn.Module):
         if self.mode == 'float':
             return x
         if self.mode == 'observe':
+            if self.groups > 1:
+                check_groups(x.shape[self.axis], self.groups, self.where)
             self.observer.update(x)
             return x
         if not self.ready:
-            raise QuantizerNotReady(f'expected a calibrated scale, got none for {self.where}; call vvq_mm.calibrate(model, batches), '
-                                    "add dict(type='vvq_mm.CalibrateHook') to custom_hooks, or load a quantised checkpoint")
+            raise QuantizerNotReady(f'expected a calibrated scale, got none for {self.where}; call '
+                                    "vvq_mm.calibrate(model, batches), add dict(type='vvq_mm.CalibrateHook') to "
+                                    'custom_hooks, or load a quantised checkpoint')
         y = self.fake_quantize(x)
         if self.frozen is not None:
             held = dequantize(self.frozen.float(), self.current_scale(), self.offset, self.axis).to(y.dtype)
@@ -101,8 +106,8 @@ class Quantizer(nn.Module):
         """Set scale and offset from statistics of the tensor; calibration calls this once, forward never."""
         scale, offset = initial_scale(self.init, statistics, self.grid, self.offset is not None, self.kind)
         if not torch.isfinite(scale).all():
-            raise QuantizationError(f'expected finite values to calibrate on, got a scale of {scale.tolist()} for {self.where}; '
-                                    'check the checkpoint and the calibration images')
+            raise QuantizationError(f'expected finite values to calibrate on, got a scale of {scale.tolist()} for '
+                                    f'{self.where}; check the checkpoint and the calibration images')
         self.scale.copy_(scale)
         if self.offset is not None:
             self.offset.copy_(offset)
@@ -117,7 +122,7 @@ class Quantizer(nn.Module):
         new = mask & self.frozen.isnan()
         self.frozen = torch.where(new, codes.to(torch.half), self.frozen)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Load what fits: a float checkpoint leaves the quantizer uncalibrated, other bits drop the scale.
 
         Raises:
@@ -129,13 +134,13 @@ class Quantizer(nn.Module):
             return
         self._check_fits(saved)
         self.frozen = None if saved['frozen'] is None else torch.empty_like(saved['frozen'], device=self.scale.device)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self.ready = bool(self.initialized.item())
         if int(self.num_bits) != self.bits:
             self._forget(loaded_bits=int(self.num_bits))
 
     def _forget(self, loaded_bits: Optional[int] = None) -> None:
-        """Return to the state before calibration; ``loaded_bits`` is the width of a checkpoint whose scale was dropped."""
+        """Return to the state before calibration; ``loaded_bits`` is of a checkpoint whose scale was dropped."""
         self.initialized.fill_(0)
         self.num_bits.fill_(self.bits)
         self.ready, self.frozen, self.loaded_bits = False, None, loaded_bits
@@ -143,15 +148,18 @@ class Quantizer(nn.Module):
     def _check_fits(self, saved: dict) -> None:
         """Raise unless the saved quantizer has the same groups and an offset exactly if this one has."""
         if saved['scale'].shape != self.scale.shape:
-            raise QuantizationError(f'expected {self.groups} scale(s) for {self.where}, the checkpoint has {saved["scale"].numel()}: it was '
-                                    'made with another granularity; use its policy, or load the full-precision checkpoint')
+            raise QuantizationError(f'expected {self.groups} scale(s) for {self.where}, the checkpoint has '
+                                    f'{saved["scale"].numel()}: it was made with another granularity; use its policy, '
+                                    'or load the full-precision checkpoint')
         if (saved['offset'] is None) != (self.offset is None):
-            raise QuantizationError(f'expected {"no" if self.offset is None else "an"} offset for {self.where}, the checkpoint has '
-                                    f'{"none" if saved["offset"] is None else "one"}; use the policy that it was made with')
+            raise QuantizationError(f'expected {"no" if self.offset is None else "an"} offset for {self.where}, the '
+                                    f'checkpoint has {"none" if saved["offset"] is None else "one"}; use the policy '
+                                    'that it was made with')
 
     def extra_repr(self) -> str:
         sign = 'signed' if self.signed else 'unsigned'
-        parts = [f'{self.bits} bit', sign, 'per tensor' if self.groups == 1 else f'{self.groups} groups on axis {self.axis}']
+        groups = 'per tensor' if self.groups == 1 else f'{self.groups} groups on axis {self.axis}'
+        parts = [f'{self.bits} bit', sign, groups]
         if self.offset is not None:
             parts.append('offset')
         return ', '.join(parts + ['ready' if self.ready else 'not calibrated'])

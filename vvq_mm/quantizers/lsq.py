@@ -15,8 +15,8 @@ class LSQQuantizer(Quantizer):
 
     Args:
         bits (int): width of the codes, 2 to 8.
-        grad_scale (str): factor on the gradient of the scale: ``none``, ``lsq``, ``l1`` (the paper's module-dependent rule)
-            or ``official_act``; see :func:`vvq_mm.functional.gradient_scale.gradient_scale`. Defaults to ``lsq``.
+        grad_scale (str): factor on the gradient of the scale: ``none``, ``lsq``, ``l1`` (the paper's module-dependent
+            rule) or ``official_act``; see :func:`vvq_mm.functional.gradient_scale.gradient_scale`. Defaults to ``lsq``.
         **kwargs: arguments of :class:`Quantizer`.
 
     Example:
@@ -28,7 +28,8 @@ class LSQQuantizer(Quantizer):
     def __init__(self, bits: int, grad_scale: str = 'lsq', **kwargs) -> None:
         super().__init__(bits, **kwargs)
         if grad_scale not in RULES:
-            raise QuantizationError(f'expected grad_scale to be one of {", ".join(RULES)}, got {grad_scale!r} for {self.where}')
+            raise QuantizationError(f'expected grad_scale to be one of {", ".join(RULES)}, got {grad_scale!r} for '
+                                    f'{self.where}')
         self.grad_scale = grad_scale
 
     def fake_quantize(self, x: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def errors_in_a_sentence() -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    """Return kind and message; of an error in a data loader's worker, which arrives as a whole traceback, its last line."""
+    """Return kind and message; of an error in a data loader's worker, which comes as a traceback, the last line."""
     lines = str(error).strip().splitlines()
     if lines and lines[0].startswith('Caught ') and 'DataLoader worker' in lines[0]:
         return lines[-1]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from torch import nn
 
@@ -19,7 +20,8 @@ def build_teacher(teacher: Union[dict, str], checkpoint: Optional[str] = None) -
 
     Args:
         teacher (dict | str): model config; path of a config file; model name of MMPretrain; or ``timm:NAME``,
-            with that model's own classes (for others use ``dict(type='TimmClassifier', model_name=..., num_classes=...)``).
+            with that model's own classes (for others use
+            ``dict(type='TimmClassifier', model_name=..., num_classes=...)``).
         checkpoint (str, optional): its weights; None leaves them random.
 
     Raises:
@@ -34,6 +36,9 @@ def build_teacher(teacher: Union[dict, str], checkpoint: Optional[str] = None) -
         model = MODELS.build(copy.deepcopy(dict(teacher)))
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    elif isinstance(teacher, str) or teacher.get('pretrained') is not True:  # True: timm loads its own
+        MMLogger.get_current_instance().warning(f'The teacher {type(model).__name__} has random weights: no checkpoint '
+                                                'was given for it.')
     model.eval()  # not chained: some of MMPretrain's train() return None
     return model.requires_grad_(False)
 
@@ -44,9 +49,9 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
     state = next((state[key] for key in ('state_dict', 'model') if key in state), state)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise CheckpointError(f'expected the weights of {type(model).__name__} in {checkpoint}, got a file with {len(missing)} keys missing '
-                              f'({", ".join(missing[:3])}) and {len(unexpected)} unexpected ({", ".join(unexpected[:3])}); give the checkpoint '
-                              'of this very model')
+        raise CheckpointError(f'expected the weights of {type(model).__name__} in {checkpoint}, got a file with '
+                              f'{len(missing)} keys missing ({", ".join(missing[:3])}) and {len(unexpected)} '
+                              f'unexpected ({", ".join(unexpected[:3])}); give the checkpoint of this very model')
 
 
 def _from_name(name: str) -> nn.Module:
