@@ -25,9 +25,17 @@ def tiny_vit_config(classes=4, layers=2, **backbone):
     """An mmpretrain DeiT of 32-pixel images: 16 patches, 32 channels, 2 heads."""
     return dict(
         type='ImageClassifier',
-        backbone=dict(type='VisionTransformer', arch=dict(embed_dims=32, num_layers=layers, num_heads=2, feedforward_channels=64),
-                      img_size=32, patch_size=8, **backbone),
-        head=dict(type='VisionTransformerClsHead', num_classes=classes, in_channels=32, loss=dict(type='CrossEntropyLoss')),
+        backbone=dict(
+            type='VisionTransformer',
+            arch=dict(embed_dims=32, num_layers=layers, num_heads=2, feedforward_channels=64),
+            img_size=32,
+            patch_size=8,
+            **backbone),
+        head=dict(
+            type='VisionTransformerClsHead',
+            num_classes=classes,
+            in_channels=32,
+            loss=dict(type='CrossEntropyLoss')),
         data_preprocessor=dict(num_classes=classes, mean=[127.5] * 3, std=[127.5] * 3))
 
 

@@ -1,4 +1,4 @@
-"""A folder that looks like ImageNet: a handful of generated images, lists of labels, and stored soft labels for them."""
+"""A folder that looks like ImageNet: a handful of generated images, lists of labels, and their stored soft labels."""
 import numpy as np
 from mmpretrain.datasets import ImageNet
 from PIL import Image
@@ -19,8 +19,9 @@ def make_imagenet(root, images=4, classes=1000):
             lines.append(f'{path.relative_to(data / split)} {index * 7}')
         (data / 'meta' / f'{split}.txt').write_text('\n'.join(lines))
     dataset = ImageNet(data_root=str(data), split='train', pipeline=[dict(type='LoadImageFromFile')])
-    make_soft_labels(dataset, lambda batch: random_probabilities(len(batch), classes), root / 'data' / 'imagenet_soft_labels',
-                     num_crops=4, num_classes=classes, crop=CropSettings(size=32))
+    make_soft_labels(dataset, lambda batch: random_probabilities(len(batch), classes),
+                     root / 'data' / 'imagenet_soft_labels', num_crops=4, num_classes=classes,
+                     crop=CropSettings(size=32))
 
 
 def random_probabilities(count, classes):

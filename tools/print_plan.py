@@ -88,8 +88,8 @@ def print_plan(args: argparse.Namespace) -> None:
     model = build(cfg)
     if getattr(model, 'plan', None) is None:
         raise vvq_mm.QuantizationError(f'expected a model with a policy in {args.config}, got '
-                                       f'{type(model).__name__} without one; '
-                                       "use type='vvq_mm.QATImageClassifier' and set its policy")
+                                       f'{type(model).__name__} without one; use '
+                                       " type='vvq_mm.QATImageClassifier' and set its policy")
     backbone = cfg.model.get('backbone') or cfg.model  # of a timm model, there is one level less
     size = args.img_size or backbone.get('img_size', 224)
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -101,7 +101,8 @@ def print_plan(args: argparse.Namespace) -> None:
     console.print(f'size    {cost.bytes / MEGA:10.2f} MB    float32 {cost.float_bytes / MEGA:10.2f} MB    '
                   f'{cost.float_bytes / cost.bytes:5.1f} times smaller')
     ratio = cost.float_bit_operations / cost.bit_operations
-    console.print(f'BitOps  {cost.bit_operations / GIGA:10.3g} G     float32 {cost.float_bit_operations / GIGA:10.4g} G     '
+    console.print(f'BitOps  {cost.bit_operations / GIGA:10.3g} G     '
+                  f'float32 {cost.float_bit_operations / GIGA:10.4g} G     '
                   f'{ratio:5.1f} times fewer    (one {size[0]}x{size[1]} image)')
     if args.out:
         out = Path(args.out)

@@ -10,8 +10,8 @@ from .policy import QuantPlan
 from .surgery import apply_plan, iter_quantizers, quantize_, quantizer_mode, unquantize_, verify
 from .version import __version__
 
-# A module name that is no distribution: MMEngine then asks the import system where it is, which is right for a wheel and
-# for an editable install; the distribution's name would be looked for in site-packages alone.
+# A module name that is no distribution: MMEngine then asks the import system where it is, which is right for a wheel
+# and for an editable install; the distribution's name would be looked for in site-packages alone.
 MODULE2PACKAGE.setdefault('vvq_mm', 'vvq_mm.version')
 
 __all__ = ['CheckpointError', 'QuantPlan', 'QuantizationError', 'QuantizerNotReady', 'SoftLabelError',

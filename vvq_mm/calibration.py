@@ -15,8 +15,8 @@ from vvq_mm.surgery import iter_quantizers, quantizer_mode
 def calibrate(model: nn.Module, batches: Iterable, forward: Optional[Callable] = None) -> int:
     """Initialise the scales of all quantizers that are not ready and return how many there were.
 
-    Weights are looked at directly; activations on ``batches``, with the model in eval mode and every quantizer in float.
-    All ranks of a process group exchange what they saw, so they end with the same scales, whatever their images.
+    Weights are looked at directly; activations on ``batches``, with the model in eval mode and every quantizer in
+    float. All ranks of a process group exchange what they saw, so they end with the same scales, whatever their images.
 
     Args:
         model (nn.Module): a quantised model.
@@ -80,8 +80,8 @@ def _several_ranks() -> bool:
 
 def _statistics(quantizer: Quantizer) -> Statistics:
     if not quantizer.observer.samples:
-        raise QuantizationError(f'expected a forward to reach {quantizer.where}, none did; leave the slot in float with '
-                                'a rule')
+        raise QuantizationError(f'expected a forward to reach {quantizer.where}, none did; leave the slot in float '
+                                'with a rule')
     return quantizer.observer.statistics()
 
 

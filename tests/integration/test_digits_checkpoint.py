@@ -1,4 +1,4 @@
-"""The full-precision digits model in the repository is small, is the one its config describes, and can be made again."""
+"""The full-precision digits model in the repository is small, is what its config describes, and can be made again."""
 import re
 
 import pytest

@@ -51,11 +51,12 @@ def test_recipe_trains_two_steps_and_validates(name, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, weights, acts, megabytes', [('deit_t_w4a4', 50, 98, 3.27), ('swin_t_w2a2', 53, 97, 9.1)],
+@pytest.mark.parametrize('name, weights, acts, megabytes', [('deit_t_w4a4', 50, 98, 3.27),
+                                                            ('swin_t_w2a2', 53, 97, 9.1)],
                          ids=['DeiT-T W4A4', 'Swin-T W2A2'])
 def test_plan_of_a_recipe_is_printed_and_saved(name, weights, acts, megabytes, folder):
-    output = run_tool(sys.executable, REPOSITORY / 'tools' / 'print_plan.py', REPOSITORY / 'configs' / 'vvq' / f'{name}.py', '--out',
-                      'plan.json', cwd=folder)
+    config = REPOSITORY / 'configs' / 'vvq' / f'{name}.py'
+    output = run_tool(sys.executable, REPOSITORY / 'tools' / 'print_plan.py', config, '--out', 'plan.json', cwd=folder)
     assert f'{weights} weight and {acts} activation quantizers' in output
     saved = json.loads((folder / 'plan.json').read_text())
     assert saved['cost']['bytes'] / 1e6 == pytest.approx(megabytes, abs=0.05)

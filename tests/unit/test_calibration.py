@@ -69,10 +69,10 @@ def test_weights_are_calibrated_without_a_forward():
     assert vvq_mm.calibrate(model, []) == 2
 
 
-def _two_ranks(folder, different_weights):
+def _two_ranks(folder, *options):
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(calibrate_rank, (folder / 'meeting_point', results, different_weights), nprocs=2)
+        mp.spawn(calibrate_rank, (folder / 'meeting_point', results, *options), nprocs=2)
         return results[0], results[1]
 
 
@@ -87,3 +87,16 @@ def test_ranks_with_different_images_end_with_equal_scales(tmp_path):
 def test_ranks_with_different_weights_are_told(tmp_path):
     first, second = _two_ranks(tmp_path, True)
     assert 'different weights' in first and 'different weights' in second
+
+
+@pytest.mark.ddp
+def test_ranks_may_look_at_different_numbers_of_batches(tmp_path):
+    first, second = _two_ranks(tmp_path, False, (1, 3))
+    assert first == second and len(first) == 4
+
+
+@pytest.mark.ddp
+def test_a_rank_without_a_batch_stops_all_ranks(tmp_path):
+    """It alone would raise, and the others would wait for it."""
+    first, second = _two_ranks(tmp_path, False, (1, 0))
+    assert 'at least one batch' in first and 'at least one batch' in second

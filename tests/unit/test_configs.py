@@ -26,7 +26,8 @@ def depth(path):
 
 
 def test_twelve_imagenet_recipes_are_shipped():
-    assert IMAGENET == sorted(f'{model}_w{bits}a{bits}' for model in ('deit_t', 'deit_s', 'deit_b', 'swin_t') for bits in (4, 3, 2))
+    models = ('deit_t', 'deit_s', 'deit_b', 'swin_t')
+    assert IMAGENET == sorted(f'{model}_w{bits}a{bits}' for model in models for bits in (4, 3, 2))
 
 
 @pytest.mark.parametrize('path', TEXT, ids=lambda path: f'{path.parent.name}/{path.stem}')

@@ -1,10 +1,12 @@
 """Distillers against naive formulas, and what stays out of checkpoints."""
 import copy
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import calibrated, tiny_qat, tiny_vit_config
+from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
 
 from vvq_mm.distillers import SoftLabelDistiller, SumDistiller, TeacherDistiller
@@ -69,7 +71,7 @@ def test_the_teacher_is_in_no_state_dict_and_needs_no_gradient(teacher_config):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     model.train()
     assert not teacher.training
-    assert not {id(parameter) for parameter in teacher.parameters()} & {id(parameter) for parameter in model.parameters()}
+    assert not {id(mine) for mine in teacher.parameters()} & {id(parameter) for parameter in model.parameters()}
 
 
 def test_a_teacher_checkpoint_must_fit(teacher_config, tmp_path):
@@ -79,7 +81,8 @@ def test_a_teacher_checkpoint_must_fit(teacher_config, tmp_path):
 
 
 def test_missing_stored_labels_say_where_to_name_the_store():
-    with pytest.raises(SoftLabelError, match='soft_label with every crop, got none; name a store in train_dataloader.dataset.soft_labels'):
+    message = 'soft_label with every crop, got none; name a store in train_dataloader.dataset.soft_labels'
+    with pytest.raises(SoftLabelError, match=message):
         SoftLabelDistiller()(torch.randn(3, 4), None, samples(stored=False)[0])
 
 
@@ -99,7 +102,8 @@ def test_without_a_distiller_the_head_s_own_loss_is_used():
 
 def test_mixup_with_stored_labels_is_refused():
     with pytest.raises(QuantizationError, match='no batch augmentation together with stored soft labels, got Mixup'):
-        tiny_qat(distiller=dict(type='vvq_mm.SoftLabelDistiller'), train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+        tiny_qat(distiller=dict(type='vvq_mm.SoftLabelDistiller'),
+                 train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
 
 
 def test_mixup_with_an_online_teacher_is_fine(teacher_config):
@@ -114,3 +118,9 @@ def test_building_twice_from_one_config_gives_the_same_model(teacher_config):
     tiny_qat(distiller=config)
     tiny_qat(distiller=config)
     assert config == before
+
+
+def test_a_teacher_without_a_checkpoint_is_warned_of(teacher_config):
+    with mock.patch.object(MMLogger.get_current_instance(), 'warning') as warning:
+        TeacherDistiller(teacher_config)
+    assert 'random weights' in warning.call_args.args[0]

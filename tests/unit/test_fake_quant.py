@@ -95,7 +95,8 @@ def test_activation_quantizer_gives_the_official_numbers(bits, kind):
 
 
 GRIDS = st.builds(IntGrid.of, st.integers(2, 8), st.booleans())
-VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20).map(lambda v: torch.tensor(v, dtype=torch.float64))
+VALUES = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20).map(
+    lambda values: torch.tensor(values, dtype=torch.float64))
 SCALES = st.floats(2**-6, 4, width=32).map(lambda s: torch.tensor([s], dtype=torch.float64))
 
 
@@ -125,7 +126,8 @@ def test_larger_inputs_never_get_smaller_values(x, scale, grid):
 
 @given(VALUES, SCALES, GRIDS, st.sampled_from([0.25, 2.0, 8.0]))
 def test_scaling_input_and_scale_scales_the_output(x, scale, grid, factor):
-    torch.testing.assert_close(fake_quantize(x * factor, scale * factor, None, grid), fake_quantize(x, scale, None, grid) * factor, rtol=0, atol=0)
+    scaled = fake_quantize(x * factor, scale * factor, None, grid)
+    torch.testing.assert_close(scaled, fake_quantize(x, scale, None, grid) * factor, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('axis', [0, 1, 2, -1], ids=lambda a: f'axis{a}')
@@ -157,6 +159,16 @@ def test_half_precision_input_is_quantised_in_float32(dtype):
     assert torch.equal(out, fake_quantize(x.float(), scale, None, IntGrid(-8, 7)).to(dtype))
 
 
+def test_an_infinite_input_counts_as_clipped():
+    """An activation that overflowed in half precision: infinity times a mask of 0 would be no number."""
+    x = torch.tensor([0.25, float('inf'), -float('inf')], requires_grad=True)
+    scale = torch.tensor([0.5], requires_grad=True)
+    out = fake_quantize(x, scale, None, IntGrid(-2, 1))
+    out.backward(torch.tensor([1.0, 2.0, 4.0]))
+    assert out.tolist() == [0.0, 0.5, -1.0] and x.grad.tolist() == [1.0, 0.0, 0.0]
+    assert scale.grad.item() == -0.5 + 2.0 * 1 + 4.0 * -2
+
+
 @pytest.mark.parametrize('value', [0.0, -0.3], ids=['zero', 'negative'])
 def test_a_scale_that_left_the_positives_acts_as_the_smallest_and_can_come_back(value):
     scale = torch.tensor([value], requires_grad=True)
@@ -173,7 +185,8 @@ def test_an_empty_tensor_stays_empty():
     assert scale.grad.item() == 0.0
 
 
-@pytest.mark.parametrize('rule, expected', [('none', 1.0), ('lsq', (24 * 7)**-0.5), ('official_act', 1 / (72**0.5 * 7))], ids=lambda v: str(v))
+@pytest.mark.parametrize('rule, expected', [('none', 1.0), ('lsq', (24 * 7)**-0.5),
+                                            ('official_act', 1 / (72**0.5 * 7))], ids=str)
 def test_gradient_scale_rules(rule, expected):
     assert gradient_scale(rule, torch.randn(3, 4, 6), 7, batched=True) == pytest.approx(expected)
 
@@ -186,8 +199,9 @@ def test_l1_gradient_scale_is_that_of_each_group():
 
 def test_lsq_gradient_scale_of_an_activation_does_not_know_the_batch():
     """The official rule does, so that a run on 8 processes is another method than a run on 1."""
-    assert gradient_scale('lsq', torch.randn(2, 9), 7, batched=True) == gradient_scale('lsq', torch.randn(8, 9), 7, batched=True)
-    assert gradient_scale('official_act', torch.randn(2, 9), 7) != gradient_scale('official_act', torch.randn(8, 9), 7)
+    small, large = torch.randn(2, 9), torch.randn(8, 9)
+    assert gradient_scale('lsq', small, 7, batched=True) == gradient_scale('lsq', large, 7, batched=True)
+    assert gradient_scale('official_act', small, 7) != gradient_scale('official_act', large, 7)
 
 
 def test_the_function_traces_without_a_graph_break():

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from helpers import VIT_RULES, policy, tiny_mlp, tiny_vit
 
+import vvq_mm
 from vvq_mm.errors import QuantizationError
 from vvq_mm.policy import PlanFile, QuantPlan, RulePolicy
+from vvq_mm.quantizers import LSQQuantizer
 from vvq_mm.registry import POLICIES
 
 
@@ -32,10 +34,12 @@ def test_probabilities_are_unsigned_whatever_the_template_says(vit):
 
 
 def test_the_last_matching_rule_wins_and_changes_only_what_it_names(vit):
-    slots = plan(vit, {'*.ffn.*': 3, '*.layers.1.ffn.layers.1': dict(input=dict(offset=True)), '*.layers.1.ffn.*': dict(weight=2)}).slots
-    assert slots['backbone.layers.0.ffn.layers.1']['weight']['bits'] == 3
-    assert slots['backbone.layers.1.ffn.layers.1']['weight']['bits'] == 2
-    assert slots['backbone.layers.1.ffn.layers.1']['input']['bits'] == 3 and slots['backbone.layers.1.ffn.layers.1']['input']['offset']
+    slots = plan(vit, {'*.ffn.*': 3,
+                       '*.layers.1.ffn.layers.1': dict(input=dict(offset=True)),
+                       '*.layers.1.ffn.*': dict(weight=2)}).slots
+    first, second = (slots[f'backbone.layers.{index}.ffn.layers.1'] for index in (0, 1))
+    assert first['weight']['bits'] == 3 and second['weight']['bits'] == 2
+    assert second['input']['bits'] == 3 and second['input']['offset']
 
 
 def test_none_leaves_a_slot_in_float_and_the_plan_says_why(vit):
@@ -53,28 +57,29 @@ def test_act_means_every_activation_slot(vit):
 
 def test_a_regular_expression_matches_as_a_whole(vit):
     slots = plan(vit, {r're:backbone\.layers\.\d+\.attn\.qkv': 2}).slots
-    assert [name for name, s in slots.items() if s.get('weight', dict(bits=0))['bits'] == 2] == [f'backbone.layers.{i}.attn.qkv' for i in (0, 1)]
+    changed = [name for name, configs in slots.items() if configs.get('weight', dict(bits=0))['bits'] == 2]
+    assert changed == ['backbone.layers.0.attn.qkv', 'backbone.layers.1.attn.qkv']
 
 
 def test_a_rule_that_matches_nothing_names_the_nearest(vit):
-    with pytest.raises(QuantizationError, match=r"'backbone.layers.0.attn.qvk' to match.*nearest names are backbone.layers.0.attn.qkv"):
+    message = r"'backbone.layers.0.attn.qvk' to match.*nearest names are backbone.layers.0.attn.qkv"
+    with pytest.raises(QuantizationError, match=message):
         plan(vit, {'backbone.layers.0.attn.qvk': 8})
 
 
 def test_an_unknown_slot_names_the_known_ones(vit):
-    with pytest.raises(QuantizationError, match=r"\(input, weight; act for all activations\), got 'weights' in the rule"):
+    message = r"\(input, weight; act for all activations\), got 'weights' in the rule"
+    with pytest.raises(QuantizationError, match=message):
         plan(vit, {'head.*': dict(weights=8)})
 
 
 @pytest.mark.parametrize('bits', [1, 9, 3.5], ids=str)
 def test_bad_bits_are_refused_when_the_plan_is_applied(vit, bits):
-    import vvq_mm
     with pytest.raises(QuantizationError, match=f'integer from 2 to 8, got {bits} for 0 '):
         vvq_mm.quantize_(tiny_mlp(), policy(rules={'0': bits}))
 
 
 def test_an_unknown_quantizer_option_is_refused_by_name():
-    import vvq_mm
     with pytest.raises(QuantizationError, match="options that LSQQuantizer knows for 0 .*grad_scal"):
         vvq_mm.quantize_(tiny_mlp(), policy(grad_scal='l1'))
 
@@ -95,7 +100,9 @@ def test_granularity_is_resolved_to_groups_on_an_axis(vit, name, slot, word, exp
     assert (config['groups'], config['axis']) == expected
 
 
-@pytest.mark.parametrize('slot, word', [('weight', 'head'), ('input', 'qkv'), ('weight', 'row'), ('weight', dict(groups=5))], ids=str)
+@pytest.mark.parametrize('slot, word', [('weight', 'head'), ('input', 'qkv'), ('weight', 'row'),
+                                        ('weight', dict(groups=5)), ('weight', dict(axis=1)),
+                                        ('weight', dict(groups=0)), ('weight', dict(groups=2, axis=2))], ids=str)
 def test_granularity_that_means_nothing_for_a_slot_is_refused(vit, slot, word):
     with pytest.raises(QuantizationError, match='backbone.layers.0.ffn.layers.0.0'):
         plan(vit, {'backbone.layers.0.ffn.layers.0.0': {slot: dict(granularity=word)}})
@@ -155,4 +162,57 @@ def test_a_template_without_type_or_bits_is_refused():
 
 def test_a_later_rule_takes_back_the_reason_for_float():
     result = plan(tiny_mlp(), {'*': None, '0': 8})
-    assert result.slots['0']['weight']['bits'] == 8 and '0.weight' not in result.reasons and '2.weight' in result.reasons
+    assert result.slots['0']['weight']['bits'] == 8
+    assert '0.weight' not in result.reasons and '2.weight' in result.reasons
+
+
+def test_a_number_without_any_template_is_refused():
+    with pytest.raises(QuantizationError, match="a template for a slot of 0, there is none, got 8 in the rule '0'"):
+        RulePolicy(weight=None, act=None, rules={'0': 8}).plan(tiny_mlp())
+
+
+@pytest.mark.parametrize('name, value', [('weight', 4), ('act', 4), ('rules', ['head'])], ids=str)
+def test_an_argument_that_is_no_dict_is_refused(name, value):
+    with pytest.raises(QuantizationError, match=f'expected {name} of RulePolicy to be a dict or None, got '):
+        RulePolicy(**{'weight': None, 'act': None, name: value})
+
+
+def test_a_model_without_anything_to_quantise_is_refused():
+    with pytest.raises(QuantizationError, match='layer, convolution or attention inside, got Linear'):
+        plan(torch.nn.Linear(4, 4))
+
+
+def test_an_unknown_quantizer_names_the_known_ones():
+    with pytest.raises(QuantizationError, match="known quantizer .*LSQQuantizer.*got 'LSQ'"):
+        vvq_mm.quantize_(tiny_mlp(), dict(type='RulePolicy', weight=dict(type='LSQ', bits=4), act=None))
+
+
+def test_a_quantizer_named_by_its_class_is_named_by_a_string_in_the_plan():
+    """As lazy configs do; a plan is JSON."""
+    result = RulePolicy(weight=dict(type=LSQQuantizer, bits=4), act=None).plan(tiny_mlp())
+    assert result.slots['0']['weight']['type'] == 'LSQQuantizer' and json.loads(result.to_json())
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_in_float():
+    """Its padding would be lost, and with it the shape."""
+
+    class SamePadding(torch.nn.Conv2d):
+
+        def forward(self, x):
+            return super().forward(torch.nn.functional.pad(x, (0, 1, 0, 1)))
+
+    result = plan(torch.nn.Sequential(SamePadding(3, 4, 2), torch.nn.Conv2d(4, 4, 1)))
+    assert list(result.slots) == ['1'] and result.reasons['0'] == 'SamePadding: no quantised class for it'
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"a": 1}'], ids=['broken', 'list', 'other'])
+def test_a_file_that_holds_no_plan_is_refused(text, tmp_path):
+    (tmp_path / 'plan.json').write_text(text)
+    with pytest.raises(QuantizationError, match='expected the JSON of a plan in .*plan.json, got something else'):
+        PlanFile(str(tmp_path / 'plan.json')).plan(tiny_mlp())
+
+
+def test_an_unknown_slot_in_a_plan_file_is_refused(tmp_path):
+    (tmp_path / 'plan.json').write_text('{"slots": {"0": {"wieght": null}}}')
+    with pytest.raises(QuantizationError, match='slots of 0 .weight, input. in .*got wieght'):
+        PlanFile(str(tmp_path / 'plan.json')).plan(tiny_mlp())

@@ -77,7 +77,8 @@ class QuantizerContract:
 
     def test_forward_traces_without_a_graph_break(self):
         quantizer = self.ready()
-        assert torch.equal(torch.compile(quantizer, fullgraph=True, backend='eager')(self.weight()), quantizer(self.weight()))
+        compiled = torch.compile(quantizer, fullgraph=True, backend='eager')
+        assert torch.equal(compiled(self.weight()), quantizer(self.weight()))
 
     def test_frozen_weights_hold_their_code_and_get_no_gradient(self):
         quantizer, weight = self.ready(), self.weight().requires_grad_()
@@ -85,7 +86,8 @@ class QuantizerContract:
         mask[0] = True
         quantizer.freeze(mask, torch.full((12, 8), 3, dtype=torch.int8))
         out = quantizer(weight)
-        assert torch.equal(out[0], 3 * quantizer.effective_scale().expand(8)) and (quantizer.codes(weight)[0] == 3).all()
+        assert torch.equal(out[0], 3 * quantizer.effective_scale().expand(8))
+        assert (quantizer.codes(weight)[0] == 3).all()
         out.sum().backward()
         assert (weight.grad[0] == 0).all() and (weight.grad[1:] != 0).any()
 
@@ -107,6 +109,12 @@ class QuantizerContract:
         with pytest.raises(QuantizationError, match='integer from 2 to 8, got .* for head'):
             self.make(bits=bits, where='head')
 
+    def test_a_tensor_that_does_not_divide_into_the_groups_is_refused_when_it_is_observed(self):
+        quantizer = self.make(kind='act', groups=5, axis=-1, where='mlp.fc1 (input)')
+        quantizer.mode = 'observe'
+        with pytest.raises(QuantizationError, match='5 groups of equal size, got length 8 in mlp.fc1'):
+            quantizer(self.weight())
+
     def test_its_line_in_print_names_the_bits(self):
         assert '3 bit' in repr(self.make(bits=3)) and 'not calibrated' in repr(self.make())
 
@@ -124,7 +132,8 @@ class TestLSQ(QuantizerContract):
         with pytest.raises(QuantizationError, match="mse, percentile, lsq, official, got 'max'"):
             self.make(init='max')
 
-    @pytest.mark.parametrize('bits, signed, dtype', [(4, True, torch.int8), (8, True, torch.int8), (8, False, torch.uint8)], ids=str)
+    @pytest.mark.parametrize('bits, signed, dtype', [(4, True, torch.int8), (8, True, torch.int8),
+                                                     (8, False, torch.uint8)], ids=str)
     def test_codes_have_the_narrowest_integer_type(self, bits, signed, dtype):
         assert self.ready(bits=bits, signed=signed).codes(self.weight()).dtype == dtype
 

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from vvq_mm.functional.fake_quant import MIN_SCALE, fake_quantize
 from vvq_mm.functional.grid import IntGrid
-from vvq_mm.functional.scale_init import Statistics, initial_scale, least_squares_init, lsq_init, mse_init, percentile_init
+from vvq_mm.functional.scale_init import (Statistics, initial_scale, least_squares_init, lsq_init, mse_init,
+                                          percentile_init)
 
 OFFICIAL = np.load(Path(__file__).parents[1] / 'golden' / 'official_ops.npz')
 
 
 def statistics(values):
-    values = torch.as_tensor(values, dtype=torch.float32).reshape(1, -1) if not torch.is_tensor(values) or values.ndim < 2 else values
+    values = torch.as_tensor(values, dtype=torch.float32)
+    values = values.reshape(1, -1) if values.ndim < 2 else values
     return Statistics(values, values.abs().mean(1))
 
 
@@ -23,13 +25,14 @@ def error(values, scale, offset, grid):
     return (fake_quantize(values, scale, offset, grid) - values).square().mean().item()
 
 
-@given(st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30), st.sampled_from([2, 3, 4, 8]), st.booleans(), st.booleans())
+@given(st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30), st.sampled_from([2, 3, 4, 8]), st.booleans(),
+       st.booleans())
 def test_mse_init_is_never_worse_than_the_full_range(values, bits, signed, use_offset):
     stats, grid = statistics(values), IntGrid.of(bits, signed)
     scale, offset = mse_init(stats, grid, use_offset)
     low, high = stats.values.amin(1), stats.values.amax(1)
-    full = (high - low) / (grid.levels - 1) if use_offset else torch.maximum(high / grid.qmax, low / grid.qmin if grid.qmin else low * 0)
-    full = full.clamp_min(MIN_SCALE)
+    both_sides = torch.maximum(high / grid.qmax, low / grid.qmin if grid.qmin else low * 0)
+    full = ((high - low) / (grid.levels - 1) if use_offset else both_sides).clamp_min(MIN_SCALE)
     full_offset = low - grid.qmin * full if use_offset else None
     assert error(stats.values, scale, offset, grid) <= error(stats.values, full, full_offset, grid) + 1e-9
 
@@ -47,7 +50,8 @@ def test_mse_init_puts_the_smallest_code_at_the_smallest_value():
 
 def test_lsq_init_is_twice_the_mean_magnitude_over_root_qmax():
     values = torch.randn(1, 500)
-    assert lsq_init(statistics(values), IntGrid.of(4, True)).item() == pytest.approx(2 * values.abs().mean().item() / 7**0.5)
+    expected = 2 * values.abs().mean().item() / 7**0.5
+    assert lsq_init(statistics(values), IntGrid.of(4, True)).item() == pytest.approx(expected)
 
 
 def test_percentile_init_ends_the_range_there():
@@ -68,7 +72,8 @@ def test_official_weight_init_agrees_with_the_official_scales(layer, bits):
 def test_official_activation_init_agrees_with_the_official_scales(bits, kind):
     """It takes the signed limit for unsigned codes too: a defect, reproduced only under this name."""
     x = torch.from_numpy(OFFICIAL[f'a{bits}.{kind}.x'])
-    scale, offset = initial_scale('official', statistics(x.reshape(1, -1)), IntGrid.of(bits, kind == 's'), kind == 'uo', 'act')
+    grid = IntGrid.of(bits, kind == 's')
+    scale, offset = initial_scale('official', statistics(x.reshape(1, -1)), grid, kind == 'uo', 'act')
     assert scale.item() == pytest.approx(2 * x.abs().mean().item() / (2**(bits - 1) - 1)**0.5, rel=1e-6)
     assert offset is None or offset.item() == 0.0
 

@@ -7,8 +7,9 @@ import vvq_mm
 
 
 def timm_classifier():
-    return build(dict(type='vvq_mm.QATTimmClassifier', model_name='deit_tiny_patch16_224', img_size=32, depth=2, num_classes=4,
-                      policy=policy(rules={'*.qkv': VIT_RULES['*.qkv'], 'model.head': 8})))
+    rules = {'*.qkv': VIT_RULES['*.qkv'], 'model.head': 8}
+    return build(dict(type='vvq_mm.QATTimmClassifier', model_name='deit_tiny_patch16_224', img_size=32, depth=2,
+                      num_classes=4, policy=policy(rules=rules)))
 
 
 def test_its_checkpoint_keeps_timm_s_keys_and_comes_back():
@@ -28,4 +29,5 @@ def test_it_trains_with_labels_and_predicts():
     sum(model.loss(torch.randn(2, 3, 32, 32), samples).values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert len(model.predict(torch.randn(2, 3, 32, 32), samples)) == 2
-    assert [type(module).__name__ for _, module, slot, _ in vvq_mm.iter_quantizers(model) if slot == 'prob'] == ['QuantAttention'] * 2
+    attentions = [module for _, module, slot, _ in vvq_mm.iter_quantizers(model) if slot == 'prob']
+    assert [type(module).__name__ for module in attentions] == ['QuantAttention'] * 2

@@ -37,8 +37,8 @@ class SoftLabelDistiller(Distiller):
     def soft_loss(self, logits: Tensor, inputs: Tensor, data_samples: List) -> Tensor:
         if 'soft_label' not in data_samples[0]:
             raise SoftLabelError('expected a soft_label with every crop, got none; name a store in '
-                                 "train_dataloader.dataset.soft_labels and keep PackInputs(algorithm_keys=('soft_label', "
-                                 ')) in its pipeline')
+                                 'train_dataloader.dataset.soft_labels and keep '
+                                 "PackInputs(algorithm_keys=('soft_label', )) in its pipeline")
         labels = torch.stack([sample.soft_label for sample in data_samples]).to(logits.device, non_blocking=True)
         if not self._checked:  # the first time alone, since it waits for the device
             _check_classes(labels, logits.shape[-1])
@@ -51,5 +51,5 @@ def _check_classes(labels: Tensor, num_classes: int) -> None:
     highest = int(labels[:, 0].max())
     if highest >= num_classes:
         raise SoftLabelError(f'expected class indices below the {num_classes} classes of the model, got {highest} in '
-                             'the soft labels; set model.head.num_classes to that of the data set, or give the store of '
-                             'another teacher')
+                             'the soft labels; set model.head.num_classes to that of the data set, or give the store '
+                             'of another teacher')

@@ -41,8 +41,8 @@ def percentile_init(statistics: Statistics, grid: IntGrid, percentile: float = 9
 def least_squares_init(statistics: Statistics, grid: IntGrid, iterations: int = 100, tolerance: float = 1e-5) -> Tensor:
     """Return the official code's scale of a weight: ``a <- <w, q> / <q, q>`` from ``max|w| / qmax``, a bounded search.
 
-    The official code has no bound and stops when the relative step is below 1e-5; at 6 to 8 bits that takes thousands of
-    rounds.
+    The official code has no bound and stops when the relative step is below 1e-5; at 6 to 8 bits that takes thousands
+    of rounds.
     """
     values = statistics.values
     scale = values.abs().amax(1) / grid.qmax

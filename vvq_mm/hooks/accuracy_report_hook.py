@@ -18,9 +18,9 @@ class AccuracyReportHook(Hook):
     """Evaluates the starting point before the first step and prints a summary at the end.
 
     ``float`` is the model that was loaded, with every quantizer passing through; ``calibrated`` is the quantised model
-    before any training. Both cost one validation pass; after a resume they are read from the checkpoint. ``last`` is the
-    last validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number. A checkpoint
-    holds what was known when it was written, which is before the validation of its own epoch.
+    before any training. Both cost one validation pass; after a resume they are read from the checkpoint. ``last`` is
+    the last validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number. A
+    checkpoint holds what was known when it was written, which is before the validation of its own epoch.
 
     Args:
         metric (str): the metric to compare. Defaults to ``accuracy/top1``.

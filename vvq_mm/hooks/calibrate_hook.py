@@ -15,7 +15,8 @@ class CalibrateHook(Hook):
     """Gives every quantizer without a scale its first one, before training, from training images.
 
     After a resume, or from a quantised checkpoint of the same policy, nothing is left to do. Each rank looks at its own
-    images and the ranks exchange what they saw. The images are the first batches of the epoch that training starts with.
+    images and the ranks exchange what they saw. The images are the first batches of the epoch that training starts
+    with.
 
     Args:
         num_batches (int): training batches of this rank to look at. Defaults to 4.

@@ -113,7 +113,7 @@ _CLASSES = {}
 
 
 def attention_class(name: str):
-    """Register a mixin with its own forward for attentions of class ``name``, with the slots of :class:`AttentionMixin`.
+    """Register a mixin with a forward of its own, and the slots of :class:`AttentionMixin`, for the class ``name``.
 
     Example:
         >>> @attention_class('MyAttention')
@@ -129,7 +129,7 @@ def attention_class(name: str):
 
 
 def attention_mixin(module: nn.Module) -> Optional[type]:
-    """Return the mixin for an attention (a module with ``num_heads``, ``qkv`` and ``proj``), or None for other modules."""
+    """Return the mixin for an attention (a module with ``num_heads``, ``qkv`` and ``proj``), None for other modules."""
     if type(module).__name__ in _CLASSES:
         return _CLASSES[type(module).__name__]
     is_attention = all(hasattr(module, name) for name in ('num_heads', 'qkv', 'proj'))

@@ -65,8 +65,7 @@ class BinRegularizer(Regularizer):
         rule = getattr(quantizer, 'grad_scale', 'none')  # as for the network's own gradient of the scale
         factor = gradient_scale(rule, layer.module.weight, quantizer.qmax, quantizer.groups, quantizer.axis)
         return bin_loss(layer.latent(), layer.codes(), quantizer.current_scale(), quantizer.grid, quantizer.axis,
-                        self.reduction,
-                        factor)
+                        self.reduction, factor)
 
 
 @MODELS.register_module()

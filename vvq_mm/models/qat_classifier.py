@@ -41,7 +41,7 @@ class QATMixin:
         return self._distiller[0]
 
     def loss(self, inputs: torch.Tensor, data_samples: List[DataSample]) -> Dict[str, torch.Tensor]:
-        """Return the distiller's losses, or the head's own without one, and the regulariser's unless its weight is 0."""
+        """Return the distiller's losses, or the head's own without one, and the regulariser's while it is active."""
         if self.distiller is None:
             losses = super().loss(inputs, data_samples)
         else:
