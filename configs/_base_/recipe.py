@@ -9,7 +9,7 @@
 # default_hooks.oscillation.regularizer.weight.end, ... Only lists would have to be repeated, and nothing here hides in
 # one.
 
-# ---- what is quantised: two templates, then the table of exceptions; the last matching rule wins
+# ---- what is quantised: two templates, then the table of exceptions; the most specific rule wins
 vvq_policy = dict(
     type='vvq_mm.RulePolicy',
     weight=dict(type='LSQQuantizer', bits=4, granularity='tensor', init='mse', grad_scale='l1'),

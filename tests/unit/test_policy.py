@@ -33,7 +33,7 @@ def test_probabilities_are_unsigned_whatever_the_template_says(vit):
     assert slots['prob']['signed'] is False and slots['query'].get('signed', True) is True
 
 
-def test_the_last_matching_rule_wins_and_changes_only_what_it_names(vit):
+def test_the_most_specific_rule_is_read_last_and_changes_only_what_it_names(vit):
     slots = plan(vit, {'*.ffn.*': 3,
                        '*.layers.1.ffn.layers.1': dict(input=dict(offset=True)),
                        '*.layers.1.ffn.*': dict(weight=2)}).slots
@@ -133,11 +133,29 @@ def test_a_missing_plan_file_says_how_to_make_one(vit):
         PlanFile('nowhere.json').plan(vit)
 
 
-@given(st.permutations(['*.attn.qkv', '*.attn.proj', '*.ffn.*']))
-def test_the_order_of_rules_that_share_no_module_does_not_matter(order):
-    model = torch.nn.ModuleDict(dict(a=tiny_vit_once()))
-    bits = {'*.attn.qkv': 2, '*.attn.proj': 3, '*.ffn.*': 8}
-    assert plan(model, {key: bits[key] for key in order}).slots == plan(model, bits).slots
+OVERLAPPING = {'*': 4, '*.qkv': 8, '*.layers.0.*': 2, '*.layers.0.attn.qkv': dict(weight=3), 'head.*': None}
+
+
+@given(st.permutations(list(OVERLAPPING)))
+def test_the_order_in_which_rules_are_written_does_not_matter(order):
+    """MMEngine sorts the keys of a config that it dumps, and that people give to tools/test.py."""
+    model = tiny_vit_once()
+    shuffled = plan(model, {key: OVERLAPPING[key] for key in order})
+    assert shuffled == plan(model, OVERLAPPING)
+    assert shuffled.slots['backbone.layers.0.attn.qkv']['weight']['bits'] == 3
+    assert shuffled.slots['backbone.layers.0.attn.qkv']['input']['bits'] == 2
+    assert shuffled.slots['backbone.layers.1.attn.qkv']['input']['bits'] == 8
+
+
+def test_act_is_more_general_than_a_slot(vit):
+    slots = plan(vit, {'*.attn': dict(query=8, act=3)}).slots['backbone.layers.0.attn']
+    assert (slots['query']['bits'], slots['key']['bits']) == (8, 3)
+
+
+def test_another_type_leaves_the_options_of_the_old_one_behind(vit):
+    slots = plan(vit, {'head.*': dict(weight=dict(type='Other'))}, grad_scale='l1', init='lsq').slots['head.layers.head']
+    assert slots['weight']['type'] == 'Other' and 'grad_scale' not in slots['weight'] and slots['weight']['init'] == 'lsq'
+    assert slots['input']['grad_scale'] == 'l1'
 
 
 def tiny_vit_once(cache=[]):

@@ -44,3 +44,8 @@ class IntGrid(NamedTuple):
     def levels(self) -> int:
         """Number of codes."""
         return self.qmax - self.qmin + 1
+
+    def __str__(self) -> str:
+        """The width, and "unsigned" where it is: ``4``, ``4 unsigned``."""
+        bits = (self.levels - 1).bit_length()
+        return f'{bits}' if self.qmin else f'{bits} unsigned'

@@ -77,7 +77,7 @@ def _report_quantizers(model: nn.Module, incompatible_keys) -> None:
     if not waiting:
         return
     logger = MMLogger.get_current_instance()
-    changed = [(quantizer.loaded_bits, quantizer.bits) for quantizer in waiting if quantizer.loaded_bits is not None]
+    changed = [(str(quantizer.loaded_grid), str(quantizer.grid)) for quantizer in waiting if quantizer.loaded_grid]
     if changed:
         widths = ', '.join(f'{old} -> {new}' for old, new in sorted(set(changed)))
         logger.warning(f'The checkpoint holds other bit widths ({widths}): the scales of {len(changed)} quantizers are '

@@ -4,7 +4,7 @@ import fnmatch
 import json
 import re
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from torch import nn
 
@@ -17,18 +17,21 @@ from .plan import QuantPlan
 
 # What the network itself fixes: probabilities are never negative.
 SLOT_DEFAULTS = {'prob': dict(signed=False)}
+# What every quantizer takes; the rest belongs to a type and goes when a rule changes the type.
+COMMON_OPTIONS = ('bits', 'signed', 'offset', 'granularity', 'init')
 # Parts of the names of parameters that are added to activations.
 ADDED = ('embed', 'token', 'bias')
 
 
 @POLICIES.register_module()
 class RulePolicy:
-    """Two templates and an ordered table of rules.
+    """Two templates and a table of rules, ordered from general to specific.
 
-    Every linear layer, convolution and attention starts with the templates; then the rules are read from top to bottom,
-    and each changes only what it names, so the last word wins, and a config that inherits this one adds rules at the
-    end. A key is a glob on the dotted module name (``*`` matches dots too), or ``re:`` and a regular expression. A
-    value is
+    Every linear layer, convolution and attention starts with the templates; then each rule that matches changes only
+    what it names. The more of a name a rule spells out, the later it is read (see :func:`specificity`), so the most
+    specific word is the last. The order in which rules are written does not matter: MMEngine sorts the keys of a config
+    that it saves, and merges those of configs that inherit. A key is a glob on the dotted module name (``*`` matches
+    dots too), or ``re:`` and a regular expression. A value is
 
     * a number: these bits for all slots of the module;
     * ``None``: the module stays in float;
@@ -63,10 +66,10 @@ class RulePolicy:
             raise QuantizationError('expected a model with a linear layer, convolution or attention inside, got '
                                     f'{type(model).__name__} without one; wrap a single layer in nn.Sequential')
         reasons: Dict[str, str] = {}
-        for pattern, value in self.rules.items():
+        for pattern in sorted(self.rules, key=specificity):
             if pattern.startswith('_') and pattern.endswith('_'):
                 continue  # MMEngine's own keys, such as `_scope_`
-            self._apply(pattern, value, slots, reasons)
+            self._apply(pattern, self.rules[pattern], slots, reasons)
         for name, configs in slots.items():
             for slot, config in configs.items():
                 if config is None:
@@ -95,7 +98,7 @@ class RulePolicy:
                 raise QuantizationError(f'expected a template for a slot of {", ".join(names[:3])}, there is none, got '
                                         f'{number!r} in the rule {pattern!r}; name the slot there, as '
                                         'dict(weight=dict(type=.., bits=..))')
-        for slot, change in value.items():
+        for slot, change in sorted(value.items(), key=lambda item: item[0] != 'act'):  # `act` is the general one
             if slot.startswith('_'):
                 continue
             having = [(name, key) for name in names for key in slots[name]
@@ -120,6 +123,8 @@ class RulePolicy:
         if config is None and not {'type', 'bits'} <= change.keys():
             raise QuantizationError(f'expected type and bits for {slot!r} in the rule {pattern!r}, got {change}: there '
                                     'is no template to start from')
+        if config and config.get('type') != change.get('type', config.get('type')):  # options of another quantizer
+            config = {key: value for key, value in config.items() if key in COMMON_OPTIONS}
         return {**(config or {}), **change}
 
 
@@ -164,6 +169,16 @@ def quantisable(model: nn.Module) -> Dict[str, type]:
     found = {name: weighted_mixin(module) or attention_mixin(module)
              for name, module in model.named_modules() if name}
     return {name: mixin for name, mixin in found.items() if mixin is not None}
+
+
+def specificity(pattern: str) -> Tuple[int, str]:
+    """Return the key that orders rules: how many letters, digits and underscores they spell out, then the alphabet.
+
+    Example:
+        >>> sorted(['backbone.layers.11.*', '*', '*.qkv'], key=specificity)
+        ['*', '*.qkv', 'backbone.layers.11.*']
+    """
+    return len(re.sub(r'\W', '', pattern.removeprefix('re:'))), pattern
 
 
 def match(pattern: str, names) -> List[str]:

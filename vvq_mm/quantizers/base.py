@@ -28,7 +28,7 @@ class Quantizer(nn.Module):
         init (str): first scale: ``mse``, ``percentile``, ``lsq`` or ``official``. Defaults to ``mse``.
         where (str): the module and slot, named in errors.
 
-    State dict: ``scale`` and ``offset`` (groups,) float32, ``num_bits`` and ``initialized`` int32, and ``frozen``
+    State dict: ``scale`` and ``offset`` (groups,) float32, ``code_range`` (2,) and ``initialized`` int32, and ``frozen``
     (half, shape of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float`` (pass through)
     or ``observe``.
     """
@@ -43,11 +43,11 @@ class Quantizer(nn.Module):
         self.kind, self.init, self.where = kind, init, where
         self.scale = nn.Parameter(torch.ones(groups))
         self.offset = nn.Parameter(torch.zeros(groups)) if offset else None
-        self.register_buffer('num_bits', torch.tensor(bits, dtype=torch.int32))
+        self.register_buffer('code_range', torch.tensor(self.grid, dtype=torch.int32))
         self.register_buffer('initialized', torch.tensor(0, dtype=torch.int32))
         self.register_buffer('frozen', None)
         self.ready = False
-        self.loaded_bits: Optional[int] = None
+        self.loaded_grid: Optional[IntGrid] = None
         self.mode = 'quantize'
         self.observer: Optional[Observer] = None
 
@@ -128,7 +128,7 @@ class Quantizer(nn.Module):
         Raises:
             QuantizationError: the checkpoint has another granularity, or an offset where this quantizer has none.
         """
-        saved = {name: state_dict.get(prefix + name) for name in ('scale', 'offset', 'num_bits', 'frozen')}
+        saved = {name: state_dict.get(prefix + name) for name in ('scale', 'offset', 'frozen')}
         if saved['scale'] is None:
             self._forget()
             return
@@ -136,14 +136,15 @@ class Quantizer(nn.Module):
         self.frozen = None if saved['frozen'] is None else torch.empty_like(saved['frozen'], device=self.scale.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.ready = bool(self.initialized.item())
-        if int(self.num_bits) != self.bits:
-            self._forget(loaded_bits=int(self.num_bits))
+        loaded = IntGrid(*self.code_range.tolist())
+        if loaded != self.grid:
+            self._forget(loaded)
 
-    def _forget(self, loaded_bits: Optional[int] = None) -> None:
-        """Return to the state before calibration; ``loaded_bits`` is of a checkpoint whose scale was dropped."""
+    def _forget(self, loaded: Optional[IntGrid] = None) -> None:
+        """Return to the state before calibration; ``loaded`` is the grid of a checkpoint whose scale was dropped."""
         self.initialized.fill_(0)
-        self.num_bits.fill_(self.bits)
-        self.ready, self.frozen, self.loaded_bits = False, None, loaded_bits
+        self.code_range.copy_(torch.tensor(self.grid))
+        self.ready, self.frozen, self.loaded_grid = False, None, loaded
 
     def _check_fits(self, saved: dict) -> None:
         """Raise unless the saved quantizer has the same groups and an offset exactly if this one has."""

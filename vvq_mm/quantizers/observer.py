@@ -7,8 +7,9 @@ from torch import Tensor
 from vvq_mm.functional.groups import split_groups
 from vvq_mm.functional.scale_init import Statistics
 
-SAMPLE = 32768  # values kept per group in the end
+SAMPLE = 32768  # values kept in the end, and of each batch; divided among the groups
 SAMPLE_PER_BATCH = 8192
+FEWEST = 1024  # values of a group, so that many groups still have a distribution each
 
 
 class Observer:
@@ -37,10 +38,11 @@ class Observer:
         self.absolute_sum = self.absolute_sum + values.abs().double().sum(1)
         self.count += values.shape[1]
         extremes = torch.stack([values.amin(1), values.amax(1)], dim=1)
-        self.samples.append(torch.cat([extremes, _spread(values, SAMPLE_PER_BATCH)], dim=1))
+        self.samples.append(torch.cat([extremes, _spread(values, max(SAMPLE_PER_BATCH // self.groups, FEWEST))], dim=1))
 
-    def statistics(self, sample: int = SAMPLE) -> Statistics:
-        """Return what was seen; ``values`` always has ``sample + 2`` columns, so that ranks can exchange it."""
+    def statistics(self) -> Statistics:
+        """Return what was seen; the number of values depends on the groups alone, so that ranks can exchange them."""
+        sample = max(SAMPLE // self.groups, FEWEST)
         values = torch.cat(self.samples, dim=1)
         extremes = torch.stack([values.amin(1), values.amax(1)], dim=1)
         return Statistics(torch.cat([extremes, _spread(values, sample, exactly=True)], dim=1),
