@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader
 
-from vvq_mm.datasets import Draw, ResumableSampler, random_state
-from vvq_mm.datasets.seeding import hash64
+from vvq_mm.datasets import Draw, ResumableSampler
+from vvq_mm.functional.seeding import hash64, random_state
 
 SIZE = 23
 

@@ -6,9 +6,8 @@ from .make_soft_labels import CropSettings, make_soft_labels
 from .multi_crop import MultiCropDataset
 from .replay_crop import ReplayCrop
 from .sampler import Draw, ResumableSampler
-from .seeding import random_state
 from .soft_label_store import SoftLabelStore
 from .soft_label_writer import SoftLabelWriter
 
 __all__ = ['CropSettings', 'Digits', 'Draw', 'MultiCropDataset', 'ReplayCrop', 'ResumableSampler', 'SoftLabelStore',
-           'SoftLabelWriter', 'convert_fkd', 'flatten_collate', 'load_fkd', 'make_soft_labels', 'random_state']
+           'SoftLabelWriter', 'convert_fkd', 'flatten_collate', 'load_fkd', 'make_soft_labels']

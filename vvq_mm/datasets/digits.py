@@ -5,9 +5,9 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 from PIL import Image
 
+from vvq_mm.functional.seeding import hash64
 from vvq_mm.registry import DATASETS
 
-from .seeding import hash64
 
 # positions modulo 5 of the sorted images, see Digits
 _SPLITS = dict(test=(0, ), train=(1, 2, 3, 4), val=(1, ), fit=(2, 3, 4))

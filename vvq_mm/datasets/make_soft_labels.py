@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vvq_mm.errors import SoftLabelError
+from vvq_mm.functional.seeding import hash64
 from vvq_mm.functional.soft_label import encode_topk
 
 from .multi_crop import load_image
 from .replay_crop import ReplayCrop
-from .seeding import hash64
 from .soft_label_store import BOX_UNIT
 from .soft_label_writer import SoftLabelWriter
 

@@ -8,11 +8,11 @@ from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 from mmpretrain.registry import TRANSFORMS as MMPRETRAIN_TRANSFORMS
 
 from vvq_mm.errors import SoftLabelError
+from vvq_mm.functional.seeding import random_state
 from vvq_mm.registry import DATASETS
 
 from .replay_crop import ReplayCrop
 from .sampler import Draw
-from .seeding import random_state
 from .soft_label_store import SoftLabelStore
 
 

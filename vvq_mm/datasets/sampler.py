@@ -6,9 +6,9 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from vvq_mm.functional.seeding import hash64
 from vvq_mm.registry import DATA_SAMPLERS
 
-from .seeding import hash64
 
 _ORDER, _DRAW = 0, 1  # two independent streams of the same hash
 

@@ -4,11 +4,11 @@ from typing import Dict, Optional
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from vvq_mm.errors import QuantizationError
 from vvq_mm.registry import HOOKS
 from vvq_mm.surgery import iter_quantizers, quantizer_mode
+from vvq_mm.utils.model import unwrap
 
 KEY = 'accuracy_report'
 
@@ -35,7 +35,7 @@ class AccuracyReportHook(Hook):
     def before_train(self, runner) -> None:
         if runner.val_loop is None or self.report or runner.iter:  # resumed: what training began with is gone
             return
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         if not any(True for _ in iter_quantizers(model)):
             return
         self.report['float'] = self._evaluate(runner, quantizer_mode(model, 'float'))
@@ -79,7 +79,3 @@ class AccuracyReportHook(Hook):
             raise QuantizationError(f'expected the metric {self.metric!r} of AccuracyReportHook from val_evaluator, '
                                     f'got {", ".join(metrics)}; set metric= of the hook to one of these')
         return float(metrics[self.metric])
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -4,10 +4,10 @@ from typing import Iterator
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from vvq_mm.calibration import calibrate
 from vvq_mm.registry import HOOKS
+from vvq_mm.utils.model import unwrap
 
 
 @HOOKS.register_module()
@@ -30,7 +30,7 @@ class CalibrateHook(Hook):
         self.num_batches = num_batches
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         count = calibrate(model, _images(model, runner.train_dataloader, self.num_batches))
         if count:
             runner.logger.info(f'Calibrated {count} quantizers on {self.num_batches} training batches per process.')

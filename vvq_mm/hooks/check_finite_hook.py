@@ -3,12 +3,12 @@ from typing import List, Optional
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor
 
 from vvq_mm.errors import TrainingDiverged
 from vvq_mm.registry import HOOKS
 from vvq_mm.surgery import iter_quantizers
+from vvq_mm.utils.model import unwrap
 
 NEVER = -1
 
@@ -35,7 +35,7 @@ class CheckFiniteHook(Hook):
         self.slots: Optional[List[tuple]] = None
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         self.slots = [(f'{name} ({slot})', quantizer.scale) for name, _, slot, quantizer in iter_quantizers(model)]
         device = next(model.parameters()).device
         self.bad_scale = torch.full((sum(scale.numel() for _, scale in self.slots), ), NEVER, device=device)

@@ -7,6 +7,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
+from vvq_mm.functional.seeding import hash64
 from vvq_mm.registry import HOOKS
 
 _DATA, _STEP = 0, 1
@@ -60,17 +61,8 @@ class ExactResumeHook(Hook):
         _set_seed(runner.seed, runner.iter + 1, _DATA)
 
 
-def mixed_seed(*numbers: int) -> int:
-    """Return a 64-bit seed that is a fixed function of some non-negative integers.
-
-    >>> mixed_seed(0, 0, 1) == mixed_seed(0, 0, 1) != mixed_seed(0, 1, 0)
-    True
-    """
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
 def _set_seed(seed: int, iteration: int, purpose: int) -> None:
-    mixed = mixed_seed(seed, get_rank(), iteration, purpose)
+    mixed = int(hash64(seed, get_rank(), iteration, purpose)[0])
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
     torch.manual_seed(mixed)

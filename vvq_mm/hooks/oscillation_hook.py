@@ -5,7 +5,6 @@ from typing import List, Optional, Sequence, Union
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from vvq_mm.errors import QuantizationError
@@ -13,6 +12,7 @@ from vvq_mm.oscillation import OscillationTracker
 from vvq_mm.plots import plot_latent_histograms, plot_oscillation
 from vvq_mm.registry import HOOKS, MODELS
 from vvq_mm.schedules import build_schedule
+from vvq_mm.utils.model import unwrap
 from vvq_mm.weight_layers import WeightLayer, select_weights
 
 CHECKPOINT_KEY = 'vvq_oscillation'
@@ -79,7 +79,7 @@ class OscillationHook(Hook):
 
     def before_run(self, runner) -> None:
         """Choose the layers and hang the regulariser into the model, before an EMA hook copies it."""
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         tracked = select_weights(model, self.max_bits, self.layers)
         self.drawn = self._choose_drawn(model, tracked)
         freezing = self.freeze_schedule is not None
@@ -152,10 +152,6 @@ class OscillationHook(Hook):
             return [tracked[index] for index in sorted({0, len(tracked) // 2, len(tracked) - 1})]
         named = {layer.name for layer in select_weights(model, self.max_bits, self.histogram_layers)}
         return [layer for layer in tracked if layer.name in named]
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _without_weight(config: dict) -> dict:

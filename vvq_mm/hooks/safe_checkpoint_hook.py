@@ -4,13 +4,13 @@ from typing import List, Optional, Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 
 from vvq_mm.errors import CheckpointError
 from vvq_mm.registry import HOOKS
 from vvq_mm.surgery import iter_quantizers
 from vvq_mm.utils.checkpoint import plain_checkpoint, read_checkpoint, restore_message_hub
+from vvq_mm.utils.model import unwrap
 
 QUANTIZER_MARK = '_quantizer.'
 
@@ -54,7 +54,7 @@ class SafeCheckpointHook(Hook):
             _require_training_state(checkpoint, path)
         if 'message_hub' in checkpoint:
             checkpoint['message_hub'] = restore_message_hub(checkpoint['message_hub'])
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         runner.logger.disabled = True  # the Runner is going to load again, and the model says then what it has loaded
         try:
             problems = find_misfits(model, checkpoint.get('state_dict', checkpoint), self.may_differ)
@@ -100,13 +100,6 @@ def find_misfits(model: torch.nn.Module, state: dict, may_differ: Sequence[str] 
     unexpected = [name for name in unexpected if QUANTIZER_MARK not in name]
     return ([f'it has no {_some(missing)}'] * bool(missing)
             + [f'the model has no {_some(unexpected)}'] * bool(unexpected))
-
-
-def _unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model whose names a checkpoint uses, from inside DDP and test-time augmentation."""
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _uncalibrated(model: torch.nn.Module) -> List[str]:
