@@ -45,7 +45,10 @@ class IntGrid(NamedTuple):
         """Number of codes."""
         return self.qmax - self.qmin + 1
 
+    @property
+    def bits(self) -> int:
+        """Width of the codes."""
+        return (self.levels - 1).bit_length()
+
     def __str__(self) -> str:
-        """The width, and "unsigned" where it is: ``4``, ``4 unsigned``."""
-        bits = (self.levels - 1).bit_length()
-        return f'{bits}' if self.qmin else f'{bits} unsigned'
+        return f'{self.bits} {"signed" if self.qmin else "unsigned"}'

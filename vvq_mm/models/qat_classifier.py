@@ -77,9 +77,9 @@ def _report_quantizers(model: nn.Module, incompatible_keys) -> None:
     if not waiting:
         return
     logger = MMLogger.get_current_instance()
-    changed = [(str(quantizer.loaded_grid), str(quantizer.grid)) for quantizer in waiting if quantizer.loaded_grid]
+    changed = [(quantizer.loaded_grid, quantizer.grid) for quantizer in waiting if quantizer.loaded_grid]
     if changed:
-        widths = ', '.join(f'{old} -> {new}' for old, new in sorted(set(changed)))
-        logger.warning(f'The checkpoint holds other bit widths ({widths}): the scales of {len(changed)} quantizers are '
+        words = {f'{old} -> {new}' if old.bits == new.bits else f'{old.bits} -> {new.bits}' for old, new in changed}
+        logger.warning(f'The checkpoint holds other bit widths ({", ".join(sorted(words))}): the scales of {len(changed)} quantizers are '
                        'dropped and will be calibrated.')
     logger.info(f'{len(waiting)} of {len(quantizers)} quantizers have no scale yet and will be calibrated.')
