@@ -62,7 +62,7 @@ def test_a_project_of_its_own_inherits_overrides_and_trains(site, tmp_path, conf
     (tmp_path / 'train.py').write_text(TRAIN)
     output = run_tool(sys.executable, 'train.py', cwd=tmp_path, environment=dict(PYTHONPATH=str(site)))
     assert f'package {site}' in output
-    assert 'layers.1.attn.qkv 3 bits in 3 groups' in output, 'the most specific rule wins, and what it does not name stays'
+    assert 'layers.1.attn.qkv 3 bits in 3 groups' in output, 'the rest of the slot stays'
     assert 'layers.0.attn.qkv 4 bits in 3 groups' in output and 'layers.1.attn.proj 4 bits in 1 groups' in output
     assert 'A step: 2 images' in output and '4 crops (2 per image)' in output
     loss = re.search(r'Epoch\(train\)\s+\[1\]\[2/2\].* loss: (\S+)  loss_kd: (\S+)', output)

@@ -153,9 +153,10 @@ def test_act_is_more_general_than_a_slot(vit):
 
 
 def test_another_type_leaves_the_options_of_the_old_one_behind(vit):
-    slots = plan(vit, {'head.*': dict(weight=dict(type='Other'))}, grad_scale='l1', init='lsq').slots['head.layers.head']
-    assert slots['weight']['type'] == 'Other' and 'grad_scale' not in slots['weight'] and slots['weight']['init'] == 'lsq'
-    assert slots['input']['grad_scale'] == 'l1'
+    result = plan(vit, {'head.*': dict(weight=dict(type='Other'))}, grad_scale='l1', init='lsq')
+    weight, act = (result.slots['head.layers.head'][slot] for slot in ('weight', 'input'))
+    assert weight['type'] == 'Other' and 'grad_scale' not in weight and weight['init'] == 'lsq'
+    assert act['grad_scale'] == 'l1'
 
 
 def tiny_vit_once(cache=[]):

@@ -80,6 +80,6 @@ def _report_quantizers(model: nn.Module, incompatible_keys) -> None:
     changed = [(quantizer.loaded_grid, quantizer.grid) for quantizer in waiting if quantizer.loaded_grid]
     if changed:
         words = {f'{old} -> {new}' if old.bits == new.bits else f'{old.bits} -> {new.bits}' for old, new in changed}
-        logger.warning(f'The checkpoint holds other bit widths ({", ".join(sorted(words))}): the scales of {len(changed)} quantizers are '
-                       'dropped and will be calibrated.')
+        logger.warning(f'The checkpoint holds other bit widths ({", ".join(sorted(words))}): the scales of '
+                       f'{len(changed)} quantizers are dropped and will be calibrated.')
     logger.info(f'{len(waiting)} of {len(quantizers)} quantizers have no scale yet and will be calibrated.')

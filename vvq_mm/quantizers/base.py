@@ -28,9 +28,9 @@ class Quantizer(nn.Module):
         init (str): first scale: ``mse``, ``percentile``, ``lsq`` or ``official``. Defaults to ``mse``.
         where (str): the module and slot, named in errors.
 
-    State dict: ``scale`` and ``offset`` (groups,) float32, ``code_range`` (2,) and ``initialized`` int32, and ``frozen``
-    (half, shape of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float`` (pass through)
-    or ``observe``.
+    State dict: ``scale`` and ``offset`` (groups,) float32, ``code_range`` (2,) and ``initialized`` int32, and
+    ``frozen`` (half, shape of the weight, NaN = free) once weights are frozen. ``mode`` is ``quantize``, ``float``
+    (pass through) or ``observe``.
     """
 
     def __init__(self, bits: int, signed: bool = True, offset: bool = False, groups: int = 1, axis: int = 0,
