@@ -42,6 +42,11 @@ def test_the_most_specific_rule_is_read_last_and_changes_only_what_it_names(vit)
     assert second['input']['bits'] == 3 and second['input']['offset']
 
 
+def test_the_summary_counts_widths(vit):
+    words = plan(vit, {'head.*': 8, 'backbone.patch_embed.*': dict(input=None)}).summary()
+    assert words == 'weights: 9 at 4 bit, 1 at 8 bit; activations: 16 at 4 bit, 1 at 8 bit, 1 in float'
+
+
 def test_none_leaves_a_slot_in_float_and_the_plan_says_why(vit):
     result = plan(vit, {'head.*': None})
     assert result.slots['head.layers.head'] == dict(weight=None, input=None)

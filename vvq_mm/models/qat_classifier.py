@@ -28,7 +28,10 @@ class QATMixin:
 
     def __init__(self, *args, policy: Optional[dict] = None, distiller: Optional[dict] = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.plan = None if policy is None else quantize_(self, dict(policy))
+        self.plan = None
+        if policy is not None:
+            self.plan = quantize_(self, dict(policy))
+            MMLogger.get_current_instance().info(f'Quantised by {policy["type"]}: {self.plan.summary()}.')
         # tuples hide modules from nn.Module: no keys, no DDP traffic, no optimizer entries
         self._distiller = (None if distiller is None else MODELS.build(dict(distiller)), )
         self.regularizer: Optional[nn.Module] = None

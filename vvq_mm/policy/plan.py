@@ -1,5 +1,6 @@
 """The plan: which slot of which module is quantised how. Pure data, printable, saved as JSON."""
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, Optional, Tuple
 
@@ -35,6 +36,15 @@ class QuantPlan:
         quantised = [slot for _, slot, config in self.items() if config is not None]
         weights = quantised.count('weight')
         return dict(weight=weights, act=len(quantised) - weights)
+
+    def summary(self) -> str:
+        """Return how many weights and activations have how many bits, in a sentence."""
+        widths = {True: Counter(), False: Counter()}
+        for _, slot, config in self.items():
+            widths[slot == 'weight'][f'{config["bits"]} bit' if config else 'float'] += 1
+        words = {kind: ', '.join(f'{count} at {width}' if width != 'float' else f'{count} in float'
+                                 for width, count in sorted(counter.items())) for kind, counter in widths.items()}
+        return f'weights: {words[True]}; activations: {words[False]}'
 
     def to_dict(self) -> dict:
         return dict(slots=self.slots, reasons=self.reasons)
