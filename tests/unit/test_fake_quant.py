@@ -53,7 +53,7 @@ def test_value_and_gradients_follow_the_formulas(bits, signed, offset):
 
 
 def test_gradient_at_the_border_of_the_range_is_whole():
-    """The official code halves it there (torch.minimum at a tie); METHOD: the mask of LSQ includes both borders."""
+    """The official code halves it there (torch.minimum at a tie); the mask of LSQ includes both borders."""
     x = torch.tensor([-2.0, 1.0], requires_grad=True)
     fake_quantize(x, torch.ones(1), None, IntGrid(-2, 1)).sum().backward()
     assert x.grad.tolist() == [1.0, 1.0]
