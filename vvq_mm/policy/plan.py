@@ -1,5 +1,4 @@
 """The plan: which slot of which module is quantised how. Pure data, printable, saved as JSON."""
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Dict, Iterator, Optional, Tuple
@@ -52,9 +51,6 @@ class QuantPlan:
     @classmethod
     def from_dict(cls, data: dict) -> 'QuantPlan':
         return cls(slots=data['slots'], reasons=data.get('reasons', {}))
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
 
     def rows(self) -> Iterator[Tuple[str, str, str]]:
         """Yield (module, slot, description): a table for people and for golden files."""
