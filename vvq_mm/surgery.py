@@ -40,6 +40,7 @@ def apply_plan(model: nn.Module, plan: QuantPlan) -> None:
             module = model.get_submodule(name)
             device = next(module.parameters()).device
             swap_(module, weighted_mixin(module) or attention_mixin(module), quantizers)
+            module.matmul, module.strict, module.where = plan.matmul, plan.strict, name
             for quantizer in quantizers.values():
                 quantizer.to(device)
 

@@ -40,7 +40,8 @@ class SoftLabelDistiller(Distiller):
                                  'train_dataloader.dataset.soft_labels and keep '
                                  "PackInputs(algorithm_keys=('soft_label', )) in its pipeline")
         labels = torch.stack([sample.soft_label for sample in data_samples]).to(logits.device, non_blocking=True)
-        if not self._checked:  # the first time alone, since it waits for the device
+        # the first time alone, since it waits for the device; compiled code checks indices itself
+        if not self._checked and not torch.compiler.is_compiling():
             _check_classes(labels, logits.shape[-1])
             self._checked = True
         return topk_cross_entropy(logits, labels, self.tail, self.temperature)

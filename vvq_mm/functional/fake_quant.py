@@ -35,13 +35,12 @@ def quantize(x: Tensor, scale: Tensor, offset: Optional[Tensor], grid: IntGrid, 
         >>> quantize(torch.tensor([0.4, 0.6, 9.]), torch.tensor([1.]), None, IntGrid(-2, 1))
         tensor([0., 1., 1.])
     """
-    return _ratio(x, scale, offset, axis).clamp_(grid.qmin, grid.qmax).round_()
+    return grid_position(x, scale, offset, axis).clamp_(grid.qmin, grid.qmax).round_()
 
 
 def dequantize(codes: Tensor, scale: Tensor, offset: Optional[Tensor], axis: int = 0) -> Tensor:
     """Return the values ``codes * scale + offset``; the inverse of :func:`quantize` on the grid."""
-    scale = expand_groups(positive_scale(scale), codes.shape, axis)
-    values = codes * scale
+    values = codes * expand_groups(positive_scale(scale), codes.shape, axis)
     return values if offset is None else values + expand_groups(offset.detach(), codes.shape, axis)
 
 
@@ -76,7 +75,7 @@ def fake_quantize(x: Tensor,
     return _FakeQuantize.apply(x, scale, offset, grid, axis, gradient_scale)
 
 
-def _ratio(x: Tensor, scale: Tensor, offset: Optional[Tensor], axis: int) -> Tensor:
+def grid_position(x: Tensor, scale: Tensor, offset: Optional[Tensor], axis: int) -> Tensor:
     """Return ``(x - offset) / scale`` in float32 or wider: the position of ``x`` on the grid, in codes."""
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     if offset is not None:
@@ -85,7 +84,7 @@ def _ratio(x: Tensor, scale: Tensor, offset: Optional[Tensor], axis: int) -> Ten
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Saves the input alone and recomputes the position on the grid in backward."""
+    """Saves the input alone, in its own dtype, and recomputes the position on the grid in backward."""
 
     @staticmethod
     def forward(ctx, x, scale, offset, grid, axis, gradient_scale):
@@ -97,17 +96,29 @@ class _FakeQuantize(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, scale, offset, gradient_scale = ctx.saved_tensors
-        grid, axis, groups = ctx.grid, ctx.axis, scale.shape[0]
-        position = _ratio(x, scale, offset, axis)
-        inside = (position >= grid.qmin) & (position <= grid.qmax)
-        grad_x = (grad * inside) if ctx.needs_input_grad[0] else None
+        if torch.compiler.is_compiling():
+            # x itself, but in need of the gradient: or the compiler would make mask and slope in forward and keep them
+            x = torch.where(grad == grad, x, grad)
+        position = grid_position(x, scale, offset, ctx.axis)
+        clipped = position.clamp(ctx.grid.qmin, ctx.grid.qmax)
+        inside = position.eq_(clipped)  # 1 or 0 in the dtype of the position: no type changes in what follows
+        wide = grad.to(clipped.dtype)
+        grad_inside = wide * inside
         grad_scale = grad_offset = None
-        wide = grad.to(position.dtype)
         if ctx.needs_input_grad[1]:
-            codes = position.clamp(grid.qmin, grid.qmax).round_()
-            # where, not a product with the mask: an infinite input is clipped, and infinity times 0 is not a number
-            total = split_groups(wide * torch.where(inside, codes - position, codes), groups, axis).sum(1)
-            grad_scale = total * (ctx.gradient_scale if gradient_scale is None else gradient_scale)
+            # codes - clipped * inside; the clipped position, since an infinite one times 0 would not be a number
+            slope = clipped.round().addcmul_(clipped, inside, value=-1)
+            grad_scale = _total(wide, slope, scale.shape[0], ctx.axis)
+            grad_scale = grad_scale * (ctx.gradient_scale if gradient_scale is None else gradient_scale)
         if offset is not None and ctx.needs_input_grad[2]:
-            grad_offset = split_groups(wide * ~inside, groups, axis).sum(1)
-        return grad_x, grad_scale, grad_offset, None, None, None
+            grad_offset = _total(wide, 1 - inside, scale.shape[0], ctx.axis)
+        return grad_inside.to(grad.dtype), grad_scale, grad_offset, None, None, None
+
+
+def _total(grad: Tensor, slope: Tensor, groups: int, axis: int) -> Tensor:
+    """Return the sum of ``grad * slope`` over each group, (groups,)."""
+    if groups == 1 and not torch.compiler.is_compiling():  # in one pass; the compiler fuses the other form itself
+        return torch.dot(grad.reshape(-1), slope.reshape(-1)).view(1)
+    if groups == 1 and grad.dim() > 2:
+        return (grad * slope).sum(-1).sum().view(1)
+    return split_groups(grad * slope, groups, axis).sum(1)

@@ -74,4 +74,4 @@ def update_(state: OscillationState, codes: Tensor, momentum: float) -> Tensor:
     moved = direction != 0
     state.direction.copy_(torch.where(moved, direction, state.direction))
     state.codes.copy_(codes)
-    return moved.sum()
+    return moved.count_nonzero()

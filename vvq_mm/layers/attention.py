@@ -16,21 +16,25 @@ from torch.overrides import TorchFunctionMode
 
 from vvq_mm.errors import QuantizationError
 
-from .swap import SlotMixin
-from .weighted import WeightedMixin
+from .product import ProductMixin
+from .weighted import LinearMixin
 
 _MATMULS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm}
 
 
-class AttentionMixin(SlotMixin):
+class AttentionMixin(ProductMixin):
     """Quantised operands of the two products of an attention."""
 
     SLOTS = ('query', 'key', 'value', 'prob')
 
     def forward(self, *args, **kwargs):
-        with AttentionTap(self) as tap:
+        products = []
+        with AttentionTap(self, products):
             output = super().forward(*args, **kwargs)
-        tap.check()
+        if len(products) != 2:
+            raise QuantizationError(f'expected 2 attention products, saw {len(products)} in {type(self).__name__}; '
+                                    'leave its slots in float with a rule `None`, or register a quantised class for it '
+                                    'with @attention_class')
         return output
 
 
@@ -44,46 +48,32 @@ class AttentionTap(TorchFunctionMode):
       slots.
     """
 
-    def __init__(self, owner: AttentionMixin) -> None:
+    def __init__(self, owner: AttentionMixin, products: list) -> None:
         super().__init__()
         self.owner = owner
-        self.products = 0  # counts to 2: q k^T, prob v
-        self.children = {id(child.weight): child for child in owner.children() if isinstance(child, WeightedMixin)}
+        self.products = products  # grows to 2: q k^T, prob v
+        self.children = {id(child.weight): child for child in owner.children() if isinstance(child, LinearMixin)}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self.products += 2
+            self.products.extend(('query key', 'prob value'))
             return quantized_attention(self.owner, *args, **kwargs)
         if func in _MATMULS:
-            self.products += 1
-            operands = (*args, *(kwargs[name] for name in sorted(kwargs)))  # `input` sorts before `mat2` and `other`
-            return self._first(func, *operands) if self.products == 1 else self._second(func, *operands)
+            self.products.append(func)
+            a, b = (*args, *(kwargs[name] for name in sorted(kwargs)))  # `input` sorts before `mat2` and `other`
+            if len(self.products) > 1:
+                return self.owner.product('prob', a, 'value', b)
+            factor = getattr(self.owner, 'scale', None)
+            factor = factor if isinstance(factor, float) else None
+            return self.owner.product('query', a, 'key', b.transpose(-2, -1), transposed=True, factor=factor)
         if func is F.linear:
             return self._linear(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         child = self.children.get(id(weight))
-        return F.linear(input, weight, bias) if child is None else F.linear(*child.operands(input), bias)
-
-    def _first(self, func, query: Tensor, key: Tensor) -> Tensor:
-        factor = getattr(self.owner, 'scale', None)
-        if isinstance(factor, float):
-            query = self.owner.slot('query', query / factor) * factor
-        else:
-            query = self.owner.slot('query', query)
-        return func(query, self.owner.slot('key', key.transpose(-2, -1)).transpose(-2, -1))
-
-    def _second(self, func, prob: Tensor, value: Tensor) -> Tensor:
-        return func(self.owner.slot('prob', prob), self.owner.slot('value', value))
-
-    def check(self) -> None:
-        """Raise unless exactly the two products of an attention were seen."""
-        if self.products != 2:
-            raise QuantizationError(f'expected 2 attention products, saw {self.products} in '
-                                    f'{type(self.owner).__name__}; leave its slots in float with a rule `None`, or '
-                                    'register a quantised class for it with @attention_class')
+        return F.linear(input, weight, bias) if child is None else child.linear(input, bias)
 
 
 def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value: Tensor,
@@ -100,13 +90,13 @@ def quantized_attention(slots: AttentionMixin, query: Tensor, key: Tensor, value
         raise QuantizationError('expected equally many heads for query and key, got enable_gqa=True in '
                                 f'{type(slots).__name__}; leave its slots in float with a rule `None`')
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = slots.slot('query', query) @ slots.slot('key', key).transpose(-2, -1) * scale
+    logits = slots.product('query', query, 'key', key, transposed=True) * scale
     if is_causal:
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     if attn_mask is not None:
         logits = logits.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
     prob = F.dropout(logits.softmax(-1), dropout_p, training=dropout_p > 0)
-    return slots.slot('prob', prob) @ slots.slot('value', value)
+    return slots.product('prob', prob, 'value', value)
 
 
 _CLASSES = {}

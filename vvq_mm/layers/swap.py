@@ -39,6 +39,8 @@ def unswap_(module: nn.Module) -> None:
     """Undo :func:`swap_`: the float class again, without quantizers."""
     for slot in module.SLOTS:
         delattr(module, slot + SLOT_SUFFIX)
+    for setting in ('matmul', 'strict', 'where'):
+        vars(module).pop(setting, None)
     module.__class__ = type(module).__bases__[1]
 
 

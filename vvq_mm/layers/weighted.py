@@ -1,13 +1,13 @@
 """Linear and convolution layers with the slots ``weight`` and ``input``. Biases stay in float."""
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .swap import SlotMixin
+from .product import ProductMixin
 
 
-class WeightedMixin(SlotMixin):
+class WeightedMixin(ProductMixin):
     """Quantised operands of a weighted layer."""
 
     SLOTS = ('weight', 'input')
@@ -27,14 +27,43 @@ class LinearMixin(WeightedMixin):
     """``nn.Linear`` (and subclasses) on quantised operands."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(*self.operands(x), self.bias)
+        return self.linear(x, self.bias)
+
+    def linear(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """Return the layer's product with ``bias``, which an attention around it may give in place of its own."""
+        if self.matmul == 'float':
+            return F.linear(*self.operands(x), bias)
+        y = self.product('input', x, 'weight', self.weight, transposed=True)
+        return y if bias is None else y + bias.to(y.dtype)
 
 
 class ConvMixin(WeightedMixin):
-    """``nn.Conv2d`` (and subclasses) on quantised operands."""
+    """``nn.Conv2d`` (and subclasses) on quantised operands.
+
+    Where no two windows overlap (patch embedding), it is a product of patches with the flattened kernel: its gradient
+    with respect to the image, which the scale of the image needs, is then ten times cheaper than a convolution's.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(*self.operands(x), self.bias)
+        if not self._is_product(x):
+            return self._conv_forward(*self.operands(x), self.bias)
+        image, kernel = self.operands(x)
+        y = F.linear(_patches(image, self.kernel_size), kernel.flatten(1), self.bias)
+        return y.permute(0, 3, 1, 2)
+
+    def _is_product(self, x: Tensor) -> bool:
+        """Return whether the windows tile the image."""
+        whole = x.dim() == 4 and all(size % step == 0 for size, step in zip(x.shape[-2:], self.kernel_size))
+        return (whole and self.stride == self.kernel_size and self.groups == 1 and tuple(self.dilation) == (1, 1)
+                and tuple(self.padding) == (0, 0))
+
+
+def _patches(image: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Return the tiles of an image (B, C, H, W) as (B, H / size, W / size, C * size * size)."""
+    batch, channels, height, width = image.shape
+    rows, columns = height // size[0], width // size[1]
+    tiles = image.reshape(batch, channels, rows, size[0], columns, size[1]).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(batch, rows, columns, channels * size[0] * size[1])
 
 
 MIXINS = {nn.Linear: LinearMixin, nn.Conv2d: ConvMixin}

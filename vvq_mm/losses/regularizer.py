@@ -64,7 +64,8 @@ class BinRegularizer(Regularizer):
         quantizer = layer.quantizer
         rule = getattr(quantizer, 'grad_scale', 'none')  # as for the network's own gradient of the scale
         factor = gradient_scale(rule, layer.module.weight, quantizer.qmax, quantizer.groups, quantizer.axis)
-        return bin_loss(layer.latent(), layer.codes(), quantizer.current_scale(), quantizer.grid, quantizer.axis,
+        codes = None if quantizer.frozen is None else layer.codes()  # else those of the latent weight itself
+        return bin_loss(layer.latent(), codes, quantizer.current_scale(), quantizer.grid, quantizer.axis,
                         self.reduction, factor)
 
 

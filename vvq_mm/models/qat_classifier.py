@@ -1,6 +1,7 @@
 """MMPretrain classifiers whose operands are quantised and which learn from a distiller."""
 from typing import Dict, List, Optional
 
+import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from mmpretrain.models import ImageClassifier, TimmClassifier
@@ -28,6 +29,7 @@ class QATMixin:
 
     def __init__(self, *args, policy: Optional[dict] = None, distiller: Optional[dict] = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        _use_plain_rates(self)
         self.plan = None
         if policy is not None:
             self.plan = quantize_(self, dict(policy))
@@ -71,6 +73,13 @@ class QATImageClassifier(QATMixin, ImageClassifier):
 @MODELS.register_module()
 class QATTimmClassifier(QATMixin, TimmClassifier):
     """``mmpretrain.TimmClassifier`` with a bit policy and a distiller: ``model_name`` is any of timm's transformers."""
+
+
+def _use_plain_rates(model: nn.Module) -> None:
+    """Turn drop rates that MMPretrain keeps as numpy scalars into floats: on those ``torch.compile`` breaks the graph."""
+    for module in model.modules():
+        if isinstance(getattr(module, 'drop_prob', None), np.floating):
+            module.drop_prob = float(module.drop_prob)
 
 
 def _report_quantizers(model: nn.Module, incompatible_keys) -> None:

@@ -13,6 +13,9 @@ class QuantPlan:
     Args:
         slots (dict): module name -> slot name -> quantizer config, or None for float.
         reasons (dict): name of a module or ``module.slot`` in float -> why.
+        matmul (str): how products of two quantised operands run in forward: ``float`` or ``int8``. Defaults to
+            ``float``.
+        strict (bool): whether a product that cannot run so is an error. Defaults to False.
 
     Example:
         >>> slots = {'head': {'weight': dict(type='LSQQuantizer', bits=8), 'input': None}}
@@ -23,6 +26,8 @@ class QuantPlan:
 
     slots: Dict[str, Dict[str, SlotConfig]] = field(default_factory=dict)
     reasons: Dict[str, str] = field(default_factory=dict)
+    matmul: str = 'float'
+    strict: bool = False
 
     def items(self) -> Iterator[Tuple[str, str, SlotConfig]]:
         """Yield (module name, slot name, config or None)."""
@@ -46,11 +51,11 @@ class QuantPlan:
         return f'weights: {words[True]}; activations: {words[False]}'
 
     def to_dict(self) -> dict:
-        return dict(slots=self.slots, reasons=self.reasons)
+        return dict(slots=self.slots, reasons=self.reasons, matmul=self.matmul, strict=self.strict)
 
     @classmethod
     def from_dict(cls, data: dict) -> 'QuantPlan':
-        return cls(slots=data['slots'], reasons=data.get('reasons', {}))
+        return cls(data['slots'], data.get('reasons', {}), data.get('matmul', 'float'), data.get('strict', False))
 
     def rows(self) -> Iterator[Tuple[str, str, str]]:
         """Yield (module, slot, description): a table for people and for golden files."""

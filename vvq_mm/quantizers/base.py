@@ -101,6 +101,10 @@ class Quantizer(nn.Module):
         """Return :meth:`effective_scale` in the shape that broadcasts against ``x``."""
         return expand_groups(self.effective_scale(), x.shape, self.axis)
 
+    def expanded_offset(self, x: Tensor) -> Optional[Tensor]:
+        """Return the offset, detached, in the shape that broadcasts against ``x``; None without one."""
+        return None if self.offset is None else expand_groups(self.offset.detach(), x.shape, self.axis)
+
     @torch.no_grad()
     def initialise(self, statistics: Statistics) -> None:
         """Set scale and offset from statistics of the tensor; calibration calls this once, forward never."""
