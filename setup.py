@@ -34,6 +34,7 @@ setup(
     # No mmcv here: who has the full one must not get mmcv-lite over it. mmpretrain needs one of the two.
     extras_require={
         'lite': ['mmcv-lite>=2.0.0,<2.4.0'],
+        'bench': ['torchao', 'brevitas'],
         'tests': ['pytest>=7', 'pytest-xdist', 'hypothesis', 'tensorboard'],
     },
     classifiers=[

@@ -24,6 +24,7 @@ FLOORS = [
     {'utils'},
     {'losses', 'distillers'},
     {'models', 'datasets', 'hooks'},
+    {'benchmarks'},
     {'__init__'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -33,6 +34,7 @@ THIRD_PARTY = {
     'registry': MMENGINE_REGISTRY,
     '__init__': {'mmengine.config'},
     'plots': {'matplotlib'},
+    'benchmarks': {'matplotlib', 'mmengine', 'mmpretrain', 'rich'},
     'utils': {'mmengine', 'mmpretrain', 'mmcv', 'timm'},
     'distillers': {'mmengine', 'mmpretrain', 'mmcv'},
     'models': {'mmengine', 'mmpretrain', 'mmcv'},

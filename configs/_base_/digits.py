@@ -22,7 +22,7 @@ train_dataloader = dict(
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4, fused=True),
     paramwise_cfg=_base_.vvq_optim_wrapper.paramwise_cfg)
 param_scheduler = _base_.vvq_param_scheduler
 train_cfg = dict(by_epoch=True, max_epochs=24, val_interval=4)

@@ -47,7 +47,7 @@ vvq_train_dataloader = dict(
 # ---- optimisation
 vvq_optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4, eps=1e-8, betas=(0.9, 0.999)),
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-4, eps=1e-8, betas=(0.9, 0.999), fused=True),
     clip_grad=None,
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

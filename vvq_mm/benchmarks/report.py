@@ -65,11 +65,11 @@ def _cpu_name() -> str:
 
 
 def write_json(path: Union[str, Path], results: List[dict], settings: dict,
-               device: Union[str, torch.device] = 'cpu') -> None:
-    """Write results, settings (model, batch, rounds and so on: builtins) and machine; the folder is made."""
+               device: Union[str, torch.device] = 'cpu', **blocks) -> None:
+    """Write results, settings (model, batch, rounds and so on: builtins), machine and other blocks by name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = dict(machine=machine(device), settings=settings, results=results)
+    data = dict(machine=machine(device), settings=settings, results=results, **blocks)
     path.write_text(json.dumps(data, indent=2) + '\n')
 
 
@@ -96,6 +96,37 @@ def markdown_table(results: List[dict]) -> str:
     lines = [' | '.join(COLUMNS), *(' | '.join(cell.replace('|', '\\|') for cell in cells(result))
                                     for result in results)]
     return '\n'.join([f'| {lines[0]} |', f'|{alignment}|', *(f'| {line} |' for line in lines[1:])])
+
+
+def bars_table(bars: List[dict]) -> str:
+    """Return what :func:`vvq_mm.benchmarks.bars.judge` found as a markdown table."""
+    lines = [f'| {bar["what"]} | {bar["measured"]:.3f} | {bar["bound"]} {bar["limit"]} | '
+             f'{"yes" if bar["met"] else "no"} |' for bar in bars]
+    return '\n'.join(['| what | measured | bar | met |', '|:--|--:|--:|:--|', *lines])
+
+
+def compact_report(runs: List[dict]) -> str:
+    """Return a short markdown table per run, each under a line about machine and settings.
+
+    Args:
+        runs (list of dict): contents of files that :func:`write_json` wrote.
+    """
+    return '\n\n'.join(f'{_caption(run)}\n\n{_compact_table(run["results"])}\n\n{bars_table(run["bars"])}'
+                       for run in runs)
+
+
+def _caption(run: dict) -> str:
+    machine, settings = run['machine'], run['settings']
+    threads = '' if machine['cuda'] else f', {machine["threads"]} thread{"s" * (machine["threads"] > 1)}'
+    return (f'**{settings["config"]}, {settings["image_size"]} px, batch {settings["batch_size"]}** on '
+            f'{machine["device"]}{threads}, PyTorch {machine["torch"]}, median of {settings["rounds"]} rounds; 1.00 is '
+            f'"{settings["references"]["step"]}".')
+
+
+def _compact_table(results: List[dict]) -> str:
+    shown = [COLUMNS.index(name) for name in ('variant', 'ratio', 'ms', 'saved MiB', 'images/s', 'note')]
+    rows = [COLUMNS, ['--:' if name != 'variant' else ':--' for name in COLUMNS], *map(cells, results)]
+    return '\n'.join(f'| {" | ".join(row[index] for index in shown)} |' for row in rows)
 
 
 def terminal_table(results: List[dict], title: str = '') -> Table:

@@ -55,29 +55,36 @@ class IntegerOperand(NamedTuple):
         codes (Tensor): int8, a matrix or a batch of matrices.
         scale (Tensor): float32, broadcastable to ``codes`` and of length 1 along the summed axis.
         offset (Tensor, optional): like ``scale``, the value of code 0.
+        shift (int): what was subtracted from the codes to fit them into int8. Defaults to 0.
     """
 
     codes: Tensor
     scale: Tensor
     offset: Optional[Tensor] = None
+    shift: int = 0
 
     @classmethod
     def of(cls, codes: Tensor, scale: Tensor, offset: Optional[Tensor] = None) -> 'IntegerOperand':
-        """Return the operand of int8 or uint8 ``codes``; uint8 is moved into int8, and the offset with it."""
+        """Return the operand of int8 or uint8 ``codes``; uint8 is shifted into int8."""
         if codes.dtype == torch.uint8:
-            codes = (codes.to(torch.int16) - CENTRE).to(torch.int8)
-            offset = scale * CENTRE if offset is None else offset + scale * CENTRE
+            return cls((codes.to(torch.int16) - CENTRE).to(torch.int8), scale, offset, CENTRE)
         return cls(codes, scale, offset)
 
     @property
     def mT(self) -> 'IntegerOperand':
         """The operand with its last two axes exchanged."""
-        return IntegerOperand(self.codes.mT, self.scale.mT, None if self.offset is None else self.offset.mT)
+        return self._replace(codes=self.codes.mT, scale=self.scale.mT,
+                             offset=None if self.offset is None else self.offset.mT)
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """Return ``codes * scale + offset``, computed in float32, in ``dtype``."""
-        values = self.codes.to(self.scale.dtype) * self.scale
+        """Return ``(codes + shift) * scale + offset``, computed in float32, in ``dtype``."""
+        codes = self.codes.to(self.scale.dtype)
+        values = (codes + self.shift if self.shift else codes) * self.scale
         return (values if self.offset is None else values + self.offset).to(dtype)
+
+    def sums(self, axis: int) -> Tensor:
+        """Return the sums of the codes, unshifted, along the axis that a product sums over: exact, int32."""
+        return self.codes.sum(axis, keepdim=True, dtype=torch.int32) + self.shift * self.codes.shape[axis]
 
 
 def integer_product(a: Tensor, b: Tensor, left: IntegerOperand, right: IntegerOperand, dtype: torch.dtype) -> Tensor:
@@ -103,20 +110,23 @@ def integer_product(a: Tensor, b: Tensor, left: IntegerOperand, right: IntegerOp
         ...                 torch.float)
         tensor([[1.2500]])
     """
-    return _IntegerProduct.apply(a, b, *left, *right, dtype)
+    return _IntegerProduct.apply(a, b, *left[:3], *right[:3], left.shift, right.shift, dtype)
 
 
 class _IntegerProduct(torch.autograd.Function):
     """Forward on codes; backward in the dtype of the gradient, on values made from the codes again."""
 
     @staticmethod
-    def forward(ctx, a, b, a_codes, a_scale, a_offset, b_codes, b_scale, b_offset, dtype):
+    def forward(ctx, a, b, a_codes, a_scale, a_offset, b_codes, b_scale, b_offset, a_shift, b_shift, dtype):
         ctx.save_for_backward(a_codes, a_scale, a_offset, b_codes, b_scale, b_offset)
-        product = int_matmul(a_codes, b_codes).to(a_scale.dtype) * (a_scale * b_scale)
+        ctx.shifts = a_shift, b_shift
+        left = IntegerOperand(a_codes, a_scale, a_offset, a_shift)
+        right = IntegerOperand(b_codes, b_scale, b_offset, b_shift)
+        product = _sum_of_codes(left, right).to(a_scale.dtype) * (a_scale * b_scale)
         if a_offset is not None:
-            product = product + a_offset * (b_scale * _sums(b_codes, -2))
+            product = product + a_offset * (b_scale * right.sums(-2))
         if b_offset is not None:
-            product = product + b_offset * (a_scale * _sums(a_codes, -1))
+            product = product + b_offset * (a_scale * left.sums(-1))
         if a_offset is not None and b_offset is not None:
             product = product + a_codes.shape[-1] * (a_offset * b_offset)
         return product.to(dtype)
@@ -125,7 +135,7 @@ class _IntegerProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         saved = ctx.saved_tensors
-        left, right = IntegerOperand(*saved[:3]), IntegerOperand(*saved[3:])
+        left, right = IntegerOperand(*saved[:3], ctx.shifts[0]), IntegerOperand(*saved[3:], ctx.shifts[1])
         grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_a = matmul(grad, right.values(grad.dtype).mT)
@@ -135,12 +145,17 @@ class _IntegerProduct(torch.autograd.Function):
                 a, grad = a.flatten(0, -2), grad.flatten(0, -2)
             # transposed twice: the gradient of a weight, whose transpose b is, comes out contiguous
             grad_b = matmul(grad.mT, a).mT
-        return grad_a, grad_b, None, None, None, None, None, None, None
+        return (grad_a, grad_b) + (None, ) * 9
 
 
-def _sums(codes: Tensor, axis: int) -> Tensor:
-    """Return the sums of codes along the axis that a product sums over, in float32."""
-    return codes.sum(axis, keepdim=True, dtype=torch.int32).float()
+def _sum_of_codes(left: IntegerOperand, right: IntegerOperand) -> Tensor:
+    """Return the sum over k of the products of unshifted codes: whole numbers, exact."""
+    total = int_matmul(left.codes, right.codes)
+    if left.shift:
+        total = total + left.shift * right.codes.sum(-2, keepdim=True, dtype=torch.int32)
+    if right.shift:
+        total = total + right.shift * left.sums(-1)  # of unshifted codes: the product of both shifts is in there
+    return total
 
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -154,10 +169,9 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
         Tensor: (..., M, N), whole numbers, int32 or float32.
     """
     if b.dim() == 2:
-        rows = a.reshape(-1, a.shape[-1])
-        return _int_mm(rows, b).view(*a.shape[:-1], b.shape[-1])
+        return _int_mm(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[-1])
     batch = a.shape[:-2]
-    a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    a, b = a.flatten(0, -3), b.flatten(0, -3)
     product = int_bmm(a, b) if a.device.type == 'cpu' else _float_bmm(a, b)
     return product.view(*batch, *product.shape[1:])
 
