@@ -8,11 +8,13 @@ All rows run in one process in interleaved rounds: random images, random stored 
 import argparse
 import fnmatch
 import json
+import os
 import sys
 import time
 import warnings
 from pathlib import Path
 
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # read at import: the profiler, which adds up memory, reports to stderr
 import torch
 from mmengine.logging import MMLogger
 from mmpretrain.utils import register_all_modules
@@ -21,9 +23,10 @@ from rich.console import Console
 from vvq_mm.benchmarks import (interleaved, keep_freed_memory, limits, measure_rates, peak_memory, saved_bytes,
                                step_work)
 from vvq_mm.benchmarks.bars import Measured, find_references, judge
+from vvq_mm.benchmarks.libraries import find_libraries, use_library
 from vvq_mm.benchmarks.plot import plot_results
 from vvq_mm.benchmarks.report import bars_table, compact_report, markdown_table, row, terminal_table, write_json
-from vvq_mm.benchmarks.training import Workload, fastest_library, use_library
+from vvq_mm.benchmarks.training import Workload
 from vvq_mm.benchmarks.variants import make_variants
 from vvq_mm.errors import QuantizationError
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
@@ -76,14 +79,14 @@ def report(args: argparse.Namespace) -> None:
 def prepare(device: str, threads: int) -> dict:
     """Set what all rows share for the rest of the process, and return it in words for the settings."""
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision('highest')
-    torch.backends.cudnn.allow_tf32 = False
+    if device == 'cuda':
+        torch.backends.cudnn.allow_tf32 = False  # of the patch embedding; products are without it anyway
     for name in ('recompile_limit', 'accumulated_recompile_limit'):
         setattr(torch._dynamo.config, name, GRAPHS)
     settings = dict(drop_path=0.0, optimizer='AdamW, fused', soft_labels='stored, random',
                     keeps_freed_memory=keep_freed_memory())
-    library, why = ('', 'TF32 off.') if device == 'cuda' else fastest_library()
-    return dict(settings, library=library, precision=why)
+    libraries, why = (['MKL'], 'Without TF32.') if device == 'cuda' else find_libraries()
+    return dict(settings, libraries=libraries, precision=why)
 
 
 def build_rows(workload: Workload, variants: list, console: Console) -> tuple:
@@ -109,7 +112,8 @@ def build_rows(workload: Workload, variants: list, console: Console) -> tuple:
 def roofline(workload: Workload, dtype: torch.dtype, library: str, size: int = None) -> dict:
     """Return the work of a step, what the device reaches, and the shortest times that follow."""
     work = step_work(workload.quantised('ours').eval(), workload.images[:1], len(workload.images))
-    use_library(library)
+    if workload.device == 'cpu':
+        use_library(library)
     rates = measure_rates(workload.device, size=size)
     return dict(work=work._asdict(), rates=rates._asdict(), limits=limits(work, rates, dtype),
                 quantiser_bytes={name: work.quantiser_bytes(dtype.itemsize, fused=name == 'fused')
@@ -138,7 +142,7 @@ def benchmark(args: argparse.Namespace) -> None:
     warnings.filterwarnings('ignore')  # of other libraries; what is left out is said
     settings = prepare(args.device, args.threads)
     console.print(settings['precision'], highlight=False)
-    variants = [variant for variant in make_variants(cuda, settings['library'] or 'MKL')
+    variants = [variant for variant in make_variants(cuda, settings['libraries'])
                 if any(fnmatch.fnmatchcase(variant.name, pattern) for pattern in args.rows)]
     if not any(variant.model == 'float' for variant in variants):
         raise QuantizationError("expected a full-precision row to compare with, got none; add 'FP32*' to --rows")
@@ -154,7 +158,7 @@ def benchmark(args: argparse.Namespace) -> None:
                     rounds=args.rounds, depth=args.depth, backend=args.backend, references=references._asdict())
     blocks = dict(bars=bars, skipped=skipped)
     if cuda or args.roofline:
-        blocks['roofline'] = roofline(workload, torch.bfloat16 if cuda else torch.float32, settings['library'])
+        blocks['roofline'] = roofline(workload, torch.bfloat16 if cuda else torch.float32, settings['libraries'][0])
     write_all(args.out, results, settings, args.device, blocks)
     show(results, settings, blocks, args.out)
 

@@ -26,7 +26,7 @@ def plot_results(results: List[dict], path: Union[str, Path], title: str = 'Time
     colors = {group: COLORS[index % len(COLORS)] for index, group in enumerate(groups)}
     breaks = [a['group'] != b['group'] for a, b in zip(results, results[1:])]
     places = [index + 0.45 * sum(breaks[:index]) for index in range(len(results))]
-    figure = Figure(figsize=(10, 1.7 + 0.36 * (places[-1] + 1)), dpi=160, layout='constrained')
+    figure = Figure(figsize=(10, 2.1 + 0.36 * (places[-1] + 1)), dpi=160, layout='constrained')
     axis = figure.subplots()
     longest = max(result['ratio_q3'] for result in results)
     for place, result in zip(places, results):
@@ -48,9 +48,8 @@ def plot_results(results: List[dict], path: Union[str, Path], title: str = 'Time
     axis.spines[:].set_visible(False)
     axis.set_title(title, loc='left', color=INK, fontsize=13, weight='bold', pad=22 if subtitle else 8)
     axis.text(0, 1, subtitle, color=GREY, fontsize=9, transform=axis.transAxes, va='bottom')
-    axis.legend(handles=[Patch(color=colors[group], label=group) for group in groups], loc='lower right',
-                bbox_to_anchor=(1.02, 1), borderaxespad=2, ncols=len(groups), frameon=False, fontsize=8.5,
-                labelcolor=INK)
+    figure.legend(handles=[Patch(color=colors[group], label=group) for group in groups], loc='outside lower center',
+                  ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

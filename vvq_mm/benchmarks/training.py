@@ -14,6 +14,7 @@ from vvq_mm.oscillation import OscillationTracker
 from vvq_mm.registry import MODELS
 from vvq_mm.weight_layers import select_weights
 
+from .libraries import use_library
 from .memory import state_bytes
 from .peers import PEERS, peer_policy
 from .textbook import TextbookBinRegularizer, TextbookTracker
@@ -22,41 +23,6 @@ from .variants import Variant
 SOFT_CLASSES = 10  # stored per image, at most
 REGULARIZER_WEIGHT = 0.01
 LEARNING_RATE = 1e-5
-FLOAT32_ERROR = 1e-5  # of the largest entry; a product in bfloat16 is off by more than 1e-3
-
-
-def use_library(name: str) -> None:
-    """Choose what multiplies float32 matrices on a CPU from now on: ``MKL`` (PyTorch's default) or ``oneDNN``."""
-    torch.backends.mkldnn.matmul.fp32_precision = 'bf16' if name == 'oneDNN' else 'none'
-
-
-def library_error(name: str, size: int = 512) -> float:
-    """Return the largest error of a float32 product against float64, over its largest entry."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    use_library(name)
-    try:
-        return ((a @ b - exact).abs().max() / exact.abs().max()).item()
-    finally:
-        use_library('MKL')
-
-
-def fastest_library() -> tuple:
-    """Return what float32 products may go through on this CPU, and why in a sentence.
-
-    The switch that sends them to oneDNN allows it to compute in bfloat16. On a CPU with AMX it does; elsewhere it
-    computes in float32, which is checked here.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return 'MKL', 'PyTorch was built without oneDNN, so only MKL is measured.'
-    if torch.cpu._is_amx_tile_supported():
-        return 'MKL', "This CPU has AMX: through oneDNN, products of float32 would really be bfloat16's. Not used."
-    error = library_error('oneDNN')
-    if error > FLOAT32_ERROR:
-        return 'MKL', f'A float32 product through oneDNN is off by {error:.1e} of its largest entry. Not used.'
-    return 'oneDNN', (f'No AMX; a float32 product through oneDNN is off by {error:.1e} of its largest entry, through MKL '
-                      f'by {library_error("MKL"):.1e}: both are float32.')
 
 
 class TrainingStep:

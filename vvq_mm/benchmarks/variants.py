@@ -1,6 +1,6 @@
 """The rows of the training benchmark: which model runs, and how."""
 from dataclasses import dataclass, replace
-from typing import List
+from typing import List, Sequence
 
 FLOAT, EAGER, COMPILED, INTEGER, AUTOCAST, OTHERS = (
     'full precision', 'ours, eager', 'ours, compiled', 'ours, int8 products', 'ours, BF16 autocast', 'other code')
@@ -45,45 +45,45 @@ class Variant:
         return self.distil and self.regularize and self.track
 
 
-def make_variants(cuda: bool, library: str = 'MKL') -> List[Variant]:
+def make_variants(cuda: bool, libraries: Sequence[str] = ('MKL', )) -> List[Variant]:
     """Return all rows of a device, in the order of the table.
 
-    Quantised models run on the fastest float products: ``library`` on a CPU, bfloat16 autocast on CUDA. Full precision
-    is tried with both attention formulas and every library.
+    Quantised models run on the fastest float products: those of the first library on a CPU, bfloat16 autocast on CUDA.
+    Full precision is tried with both attention formulas and every library.
 
     Args:
         cuda (bool): whether the device is a GPU.
-        library (str): the fastest of float32 products on this CPU. Defaults to ``MKL``.
+        libraries (sequence of str): of float32 products on this CPU, the fastest first. Defaults to ``MKL`` alone.
     """
-    quantised = [*_ours(), *_others()]
+    library = libraries[0]
     if cuda:
-        return [*_float('FP32', ['MKL'], cuda, compiled=False), *_float('BF16 autocast', ['MKL'], cuda, autocast=True),
-                *(replace(variant, autocast=True) for variant in quantised)]
+        return [*_float('FP32', [library], cuda, compiled=False),
+                *_float('BF16 autocast', [library], cuda, autocast=True),
+                *(replace(variant, autocast=True) for variant in [*_ours(), *_others()])]
     everything = dict(compiled=True, autocast=True, regularize=True, track=True)
     autocast = [Variant('BF16 autocast, compiled, everything on', AUTOCAST, **everything),
                 Variant('BF16 autocast, int8 compiled, everything on', AUTOCAST, matmul='int8', **everything)]
-    return [*_float('FP32', list(dict.fromkeys(['MKL', library])), cuda, compiled=False),
+    return [*_float('FP32', sorted(libraries), cuda, compiled=False),
             *_float('FP32', [library], cuda, eager=False), *_float('BF16 autocast', [library], cuda, autocast=True),
-            *(replace(variant, library=library) for variant in [*quantised[:-len(_others())], *autocast, *_others()])]
+            *(replace(variant, library=library) for variant in [*_ours(), *autocast, *_others()])]
 
 
-def _float(dtype: str, libraries: List[str], cuda: bool, eager: bool = True, compiled: bool = True,
+def _float(dtype: str, libraries: Sequence[str], cuda: bool, eager: bool = True, compiled: bool = True,
            autocast: bool = False) -> List[Variant]:
     """Return the full-precision rows of a dtype."""
     names = {library: dtype if cuda or autocast else f'{dtype}, {library}' for library in libraries}
-    return [Variant(f'{names[library]}, {"fused" if fused else "explicit"} attention' + ', compiled' * compile_it, FLOAT,
-                    model='float', library=library, fused_attention=fused, compiled=compile_it, autocast=autocast,
+    return [Variant(f'{names[library]}, {"fused" if fused else "explicit"} attention' + ', compiled' * compiling, FLOAT,
+                    model='float', library=library, fused_attention=fused, compiled=compiling, autocast=autocast,
                     distil=False)
-            for compile_it in [False] * eager + [True] * compiled for library in libraries for fused in (True, False)]
+            for compiling in [False] * eager + [True] * compiled for library in libraries for fused in (True, False)]
 
 
 def _ours() -> List[Variant]:
     """Return the rows of this package, a knob more from line to line."""
-    distilled, regularized = dict(), dict(regularize=True)
-    everything = dict(regularize=True, track=True)
+    regularized, everything = dict(regularize=True), dict(regularize=True, track=True)
     compiled, integer = dict(compiled=True), dict(compiled=True, matmul='int8')
     return [Variant('eager, labels alone', EAGER, distil=False),
-            Variant('eager, distillation', EAGER, **distilled),
+            Variant('eager, distillation', EAGER),
             Variant('eager, + regulariser', EAGER, **regularized),
             Variant('eager, everything on', EAGER, **everything),
             Variant('compiled, distillation', COMPILED, **compiled),
