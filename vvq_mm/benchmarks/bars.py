@@ -101,8 +101,8 @@ def judge(rows: Dict[str, Measured], references: References, cuda: bool = False)
                 ('tracker state, bytes per weight', state, (EAGER, ), 'at most', TRACKER_BYTES)]
     results = []
     for what, measure, names, bound, limit in bars:
-        if all(name in rows for name in names):
-            measured = measure(*names)
+        measured = measure(*names) if all(name in rows for name in names) else None
+        if measured is not None:
             met = measured <= limit if bound == 'at most' else measured >= limit
             results.append(dict(what=what, measured=measured, bound=bound, limit=limit, met=met))
     return results
