@@ -56,11 +56,12 @@ def synchronising(function):
         function()
     events = profiler.events()
     assert any(event.name.startswith('aten::') for event in events), 'the profiler saw nothing'
-    return sorted({event.name for event in events if event.name in SYNCHRONISING and not _inside_fused_optimizer(event)})
+    found = [event for event in events if event.name in SYNCHRONISING and not _inside_fused_optimizer(event)]
+    return sorted({event.name for event in found})
 
 
 def _inside_fused_optimizer(event):
-    """Return whether this is the optimizer's CPU kernel looking at its own step counter; the CUDA kernel has no need."""
+    """Return whether this is the optimizer's CPU kernel looking at its own step counter; on CUDA it need not."""
     while event is not None:
         if event.name == 'aten::_fused_adamw_':
             return True

@@ -91,7 +91,8 @@ OBSTACLES = {
     'a weight scale for each input channel': (mlp, {'2': dict(weight=dict(granularity=dict(groups=4, axis=1)))},
                                               '2 (input, weight)', 'the scale of weight varies along the summed axis'),
     'a projection with a scale per head': (attention, {'0.proj': dict(weight=dict(granularity='head'))},
-                                           '0.proj (input, weight)', 'the scale of weight varies along the summed axis'),
+                                           '0.proj (input, weight)',
+                                           'the scale of weight varies along the summed axis'),
     'a key in float': (attention, {'0': dict(key=None)}, '0 (query, key)', 'key is in float'),
     'probabilities in float': (attention, {'0': dict(prob=None)}, '0 (prob, value)', 'prob is in float'),
 }

@@ -39,7 +39,8 @@ VARIANTS = {
     '4 bit, a scale for each row': dict(bits=4, rules=ROWS),
     '8 bit unsigned': dict(bits=8, rules={'*': dict(act=dict(signed=False, offset=True), weight=dict(offset=True))}),
 }
-needs_compiler = pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='needs a C++ compiler')
+HAS_COMPILER = shutil.which('g++') or shutil.which('clang++')
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason='needs a C++ compiler')
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,8 @@ def many_quantizers():
 
 @needs_compiler
 def test_compiled_kernels_give_the_codes_of_eager_at_ties_too():
-    """A kernel that multiplies by 1 / scale, or adds before it divides, would differ where two codes are equally near."""
+    """A kernel that multiplies by 1 / scale, or adds before it divides, would differ where two codes are equally near.
+    """
     quantizers = many_quantizers()
     halves = torch.arange(-40, 40) / 2
     inputs = [torch.cat((halves[:, None] * quantizer.scale.detach().repeat(3 // quantizer.groups)
@@ -230,7 +232,7 @@ def test_attention_on_integers_is_not_further_from_float32_than_on_floats(name, 
     assert errors[1] <= max(errors[0] * 1.1, 1e-3)
 
 
-@pytest.mark.parametrize('name', [name for name in MODULES if name != 'timm window attention'])  # it refuses that itself
+@pytest.mark.parametrize('name', [name for name in MODULES if name != 'timm window attention'])  # refuses it itself
 def test_an_empty_batch_gives_an_empty_output_and_gradients_of_zero(name):
     for matmul in ('float', 'int8'):
         model, x = quantised(name, matmul)
