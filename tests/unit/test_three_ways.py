@@ -16,8 +16,8 @@ from vvq_mm.layers import product
 from vvq_mm.quantizers import LSQQuantizer
 
 # Relative to the largest element of each tensor: a few roundings of float32; one code more or less would be 1e-2. The
-# gradient of a single scale or offset is one sum of many terms of both signs, which may cancel to almost nothing (float32
-# itself is then 1e-4 off float64): it is compared with the largest gradient of its kind.
+# gradient of a single scale or offset is one sum of many terms of both signs, which may cancel to almost nothing
+# (float32 itself is then 1e-4 off float64): it is compared with the largest gradient of its kind.
 FLOAT32, CANCELLING = 2e-5, 10
 TOKENS = (3, 9, 24)
 MODULES = {

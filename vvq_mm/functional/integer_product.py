@@ -33,7 +33,7 @@ def float_product(a: Tensor, b: Tensor, transposed: bool) -> Tensor:
 
 
 class _TransposedProduct(torch.autograd.Function):
-    """The gradient of ``b`` comes out in the layout of ``b``; autograd's own is a transposed view, slow to go on with."""
+    """The gradient of ``b`` has the layout of ``b``; autograd's own is a transposed view, slow to go on with."""
 
     @staticmethod
     def forward(ctx, a, b):

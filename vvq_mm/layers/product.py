@@ -73,7 +73,9 @@ class ProductMixin(SlotMixin):
 def _result_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     """Return the dtype that the float product would have, also under autocast."""
     device = a.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.promote_types(a.dtype, b.dtype)
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(a.dtype, b.dtype)
 
 
 def _obstacle(slot: str, quantizer: Optional[Quantizer], x: Tensor, summed: int) -> str:

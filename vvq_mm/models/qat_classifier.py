@@ -76,7 +76,7 @@ class QATTimmClassifier(QATMixin, TimmClassifier):
 
 
 def _use_plain_rates(model: nn.Module) -> None:
-    """Turn drop rates that MMPretrain keeps as numpy scalars into floats: on those ``torch.compile`` breaks the graph."""
+    """Turn drop rates that are numpy scalars in MMPretrain into floats: ``torch.compile`` breaks its graph on those."""
     for module in model.modules():
         if isinstance(getattr(module, 'drop_prob', None), np.floating):
             module.drop_prob = float(module.drop_prob)
