@@ -191,3 +191,9 @@ def test_a_share_is_taken_round_by_round():
                          'eager, distillation': [1.5, 15., 1.]})
     bars = judge(rows, find_references(rows, cuda=False))
     assert [(bar['what'], bar['measured']) for bar in bars] == [("regulariser's share of the step, eager", 0.25)]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_runs(tool, monkeypatch):
+    runs = sorted((REPOSITORY / 'docs' / 'results').glob('benchmark_*.json'))
+    assert runs
+    call(tool, monkeypatch, '--report', *runs, '--check', REPOSITORY / 'README.md')

@@ -1,4 +1,5 @@
 """MMPretrain classifiers whose operands are quantised and which learn from a distiller."""
+import logging
 from typing import Dict, List, Optional
 
 import numpy as np
@@ -32,6 +33,8 @@ class QATMixin:
         _use_plain_rates(self)
         self.plan = None
         if policy is not None:
+            # what layers have to say goes to the console and file of this run
+            logging.getLogger('vvq_mm').handlers = list(MMLogger.get_current_instance().handlers)
             self.plan = quantize_(self, dict(policy))
             MMLogger.get_current_instance().info(f'Quantised by {policy["type"]}: {self.plan.summary()}.')
         # tuples hide modules from nn.Module: no keys, no DDP traffic, no optimizer entries
