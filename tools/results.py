@@ -18,7 +18,6 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 OUT, README = Path('docs/results'), Path('README.md')
 # `prerequisites`: what must exist, in this order, and the arguments of Python that make it
 FAMILIES = {
@@ -178,13 +177,12 @@ def report(args: argparse.Namespace) -> None:
     if not (args.write or args.check):
         print(table)
         return
-    text = README.read_text(encoding='utf-8') if README.is_file() else ''
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f'expected {BEGIN} and {END} once each in {README}; put them where the table belongs')
-    new = f'{text.split(BEGIN)[0]}{BEGIN}\n{table}\n{END}{text.split(END)[1]}'
-    if args.write:
-        README.write_text(new, encoding='utf-8')
-    elif new != text:
+    from vvq_mm.utils.marked_text import replace_marked  # here, since it takes seconds to import
+    try:
+        agrees = replace_marked(README, 'results', table, check=args.check)
+    except OSError as error:
+        raise SystemExit(str(error)) from error
+    if args.check and not agrees:
         raise SystemExit(f'{README} differs from the rows in {args.out}: run `python tools/results.py report --write`')
 
 

@@ -156,3 +156,9 @@ def test_dampening_is_the_squared_distance_and_spares_clipped_weights(reduction)
     torch.testing.assert_close(loss, distance.square().sum() / count)
     torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], 2 * distance / count)
     assert not inside.all(), 'the sample has no clipped weight'
+
+
+def test_codes_of_the_caller_are_left_as_they_are():
+    weight, scale, codes = torch.randn(6, 4), torch.tensor([0.4]), torch.zeros(6, 4)
+    bin_loss(weight, codes, scale, IntGrid.of(4, True))
+    assert torch.equal(codes, torch.zeros(6, 4))

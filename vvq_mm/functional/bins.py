@@ -123,7 +123,7 @@ def _place(weight: Tensor, scale: Tensor, codes: Optional[Tensor], grid: IntGrid
     position = _rows(grid_position(weight, scale, None, axis), axis)
     clipped = position.clamp(grid.qmin, grid.qmax)
     centre = clipped.round() if codes is None else _rows(codes, axis).to(clipped.dtype)
-    return clipped, clipped - centre, centre.sub_(grid.qmin).long(), position.eq_(clipped)
+    return clipped, clipped - centre, (centre - grid.qmin).long(), position.eq_(clipped)
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:
