@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +19,7 @@ from rich.table import Table
 import vvq_mm  # noqa: F401  (makes vvq_mm:: bases known)
 from vvq_mm.analysis import model_cost
 from vvq_mm.policy import QuantPlan, describe
+from vvq_mm.utils.evaluate import build_model
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
 
 MEGA, GIGA = 1e6, 1e9
@@ -34,17 +34,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         help='override settings of the config, key=value')
     return parser.parse_args()
-
-
-def build(cfg: Config) -> torch.nn.Module:
-    """Build the config's model with its data preprocessor and without its distiller: a plan needs no teacher."""
-    model = cfg.model.copy()
-    model.pop('distiller', None)
-    if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model)
-    model.eval()
-    return model
 
 
 def plan_table(plan: QuantPlan, model: torch.nn.Module) -> Table:
@@ -85,7 +74,7 @@ def print_plan(args: argparse.Namespace) -> None:
     cfg = Config.fromfile(existing_config(args.config))
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    model = build(cfg)
+    model = build_model(cfg)
     if getattr(model, 'plan', None) is None:
         raise vvq_mm.QuantizationError(f'expected a model with a policy in {args.config}, got '
                                        f'{type(model).__name__} without one; use '

@@ -15,7 +15,7 @@ train_dataloader = dict(
         type='vvq_mm.MultiCropDataset',
         num_crops=4,
         soft_labels='data/fashion_mnist_soft_labels',
-        dataset=dict(type='FashionMNIST', data_root='data/fashion_mnist', split='train'),
+        dataset=dict(type='FashionMNIST', data_root='data/fashion_mnist', split='train', indices=51200),
         pipeline=[
             dict(type='vvq_mm.ReplayCrop', scale=28),
             dict(type='PackInputs', algorithm_keys=('soft_label', )),

@@ -5,11 +5,9 @@ from typing import List, Union
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from vvq_mm.plots import GREY, INK, MAIN, PALE, SECOND, WARM
+from vvq_mm.plots.style import COLORS, GREY, INK, PALE
 
 from .report import MIB
-
-COLORS = [GREY, MAIN, WARM, SECOND, '#e3a72f', '#7a5195', '#2a9d8f']
 
 
 def plot_results(results: List[dict], path: Union[str, Path], title: str = 'Time of a training step',

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from vvq_mm.errors import QuantizationError
 from vvq_mm.registry import HOOKS
 from vvq_mm.surgery import iter_quantizers, quantizer_mode
+from vvq_mm.utils.evaluate import Score, count, mean
 from vvq_mm.utils.model import unwrap
 
 KEY = 'accuracy_report'
@@ -19,8 +20,10 @@ class AccuracyReportHook(Hook):
 
     ``float`` is the model that was loaded, with every quantizer passing through; ``calibrated`` is the quantised model
     before any training. Both cost one validation pass; after a resume they are read from the checkpoint. ``last`` is
-    the last validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number. A
-    checkpoint holds what was known when it was written, which is before the validation of its own epoch.
+    the last validation, ``best`` the best one: chosen on the validation data, so ``last`` is the honest number.
+    ``float_loss`` and ``calibrated_loss`` are the mean cross-entropy of the labels (of this process's images): a
+    quantised model at ln(classes) starts from guessing. A checkpoint holds what was known when it was written, which is
+    before the validation of its own epoch.
 
     Args:
         metric (str): the metric to compare. Defaults to ``accuracy/top1``.
@@ -38,10 +41,12 @@ class AccuracyReportHook(Hook):
         model = unwrap(runner.model)
         if not any(True for _ in iter_quantizers(model)):
             return
-        self.report['float'] = self._evaluate(runner, quantizer_mode(model, 'float'))
-        self.report['calibrated'] = self._evaluate(runner, nullcontext())
+        self._evaluate(runner, 'float', quantizer_mode(model, 'float'))
+        self._evaluate(runner, 'calibrated', nullcontext())
+        losses = ', '.join(f'{self.report[key]:.3f}' for key in ('float_loss', 'calibrated_loss') if key in self.report)
         runner.logger.info(f'{self.metric} before training: {self.report["float"]:.2f} in full precision, '
-                           f'{self.report["calibrated"]:.2f} quantised and calibrated.')
+                           f'{self.report["calibrated"]:.2f} quantised and calibrated'
+                           f'{f"; cross-entropy of the labels {losses}" if losses else ""}.')
 
     def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
         value = (metrics or {}).get(self.metric)
@@ -64,18 +69,23 @@ class AccuracyReportHook(Hook):
         runner.logger.info(f'{self.metric}: {line}. Checkpoints are in {runner.work_dir}.')
 
     @torch.no_grad()
-    def _evaluate(self, runner, context) -> float:
-        """Return the metric of the present model; no hooks run, so no checkpoint is taken for the best."""
+    def _evaluate(self, runner, name: str, context) -> None:
+        """Report metric and loss of the present model; no hooks run, so no checkpoint is taken for the best."""
         training = [module for module in runner.model.modules() if module.training]
         runner.model.eval()
-        loop = runner.val_loop
+        loop, counts = runner.val_loop, []
         with context:
             for data in loop.dataloader:
-                loop.evaluator.process(data_samples=runner.model.val_step(data), data_batch=data)
+                samples = runner.model.val_step(data)
+                counts.append(count(samples))
+                loop.evaluator.process(data_samples=samples, data_batch=data)
         for module in training:
             module.training = True
         metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
         if self.metric not in metrics:
             raise QuantizationError(f'expected the metric {self.metric!r} of AccuracyReportHook from val_evaluator, '
                                     f'got {", ".join(metrics)}; set metric= of the hook to one of these')
-        return float(metrics[self.metric])
+        self.report[name] = float(metrics[self.metric])
+        total = Score(*map(sum, zip(*counts)))
+        if total.images:
+            self.report[f'{name}_loss'] = mean(total).loss

@@ -1,6 +1,6 @@
-"""Pictures of oscillation, as PNG files; drawn without a display and without touching pyplot's global state."""
+"""Pictures of oscillation during one training."""
 from pathlib import Path
-from typing import Sequence, Union
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib import colormaps
@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-INK, GREY, PALE = '#1c2733', '#6b7885', '#d9dee3'
-MAIN, SECOND, WARM = '#0b5fa5', '#6fa8d6', '#d1495b'
+from .style import GREY, INK, MAIN, SECOND, WARM, percent, save, style
+
 LAYERS = colormaps['viridis']
 CELLS = 24  # histogram cells per code
 
@@ -38,15 +38,15 @@ def plot_oscillation(history: dict, path: Union[str, Path], threshold: float = 0
     share.plot([], [], color=LAYERS(0.45), alpha=0.7, lw=1, label='one line per layer: first dark, last light')
     share.legend(loc='upper left', frameon=False, fontsize=9, labelcolor=INK)
     share.set_ylim(0, 1.22 * max([*history['share'], *(value for _, values in layers for value in values), 1e-4]))
-    _style(share, 'oscillating weights')
-    share.yaxis.set_major_formatter(_percent)
+    style(share, 'oscillating weights', ticks=5)
+    share.yaxis.set_major_formatter(percent)
     share.set_title('Weights that oscillate between two integer codes', loc='left', color=INK, fontsize=13, pad=22,
                     weight='bold')
     caption = f'a weight oscillates while it turns back in more than {threshold:.1%} of the steps (running mean)'
     share.text(0, 1.025, caption, color=GREY, fontsize=9, transform=share.transAxes)
 
     _filled(flips, steps, history['flips'], MAIN, 'codes moved\nper step')
-    flips.yaxis.set_major_formatter(_percent)
+    flips.yaxis.set_major_formatter(percent)
     if regularised:
         _filled(rest[0], steps, history['weight'], WARM, 'regulariser\nweight')
         rest[0].yaxis.set_major_formatter('{x:g}')
@@ -54,23 +54,26 @@ def plot_oscillation(history: dict, path: Union[str, Path], threshold: float = 0
     bottom.set_xlabel('training iteration', color=INK)
     bottom.xaxis.set_major_formatter(EngFormatter(sep=''))
     bottom.set_xlim(0, 1.01 * steps[-1])
-    _save(figure, path)
+    save(figure, path)
 
 
-def plot_latent_histograms(panels: Sequence[dict], path: Union[str, Path]) -> None:
+def plot_latent_histograms(panels: Sequence[dict], path: Union[str, Path], pairs: bool = False) -> None:
     """Draw where latent weights lie between the borders of their bins, one panel per layer.
 
     Args:
         panels (sequence of dict): ``title`` (str), ``positions`` (Tensor or array: latent weights / scale), ``qmin``
             and ``qmax`` (int, limits of the codes).
         path (str | Path): PNG file to write; its folder is made.
+        pairs (bool): whether each two panels are a layer in two runs, and get a row and the same axes. Defaults to
+            False.
     """
-    columns = min(len(panels), 3)
+    columns = 2 if pairs else min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.3 * columns, 6), 0.7 + 3 * rows), dpi=160, layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex='row' if pairs else False,
+                           sharey='row' if pairs else False).flatten()
     for axis, panel in zip(axes, panels):
-        _histogram(axis, **panel)
+        _draw_histogram(axis, **panel)
     for axis in axes[len(panels):]:
         axis.set_axis_off()
     for axis in axes[::columns]:
@@ -80,60 +83,50 @@ def plot_latent_histograms(panels: Sequence[dict], path: Union[str, Path]) -> No
     figure.supxlabel('dotted: border between two codes, where a small step changes the code; '
                      'grey: beyond the last code, clipped and without gradient',
                      x=0.01, ha='left', color=GREY, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _histogram(axis: Axes, title: str, positions, qmin: int, qmax: int) -> None:
-    """Draw one layer: bars tinted by code (grey: clipped), dotted borders halfway between the codes."""
+def latent_histogram(positions, qmin: int, qmax: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the edges of the cells (in codes, 24 cells per code) and the share of the finite weights in each.
+
+    Args:
+        positions (Tensor | array): latent weights / scale.
+        qmin (int): smallest code.
+        qmax (int): largest code.
+    """
     positions = np.asarray(positions, dtype=np.float64).ravel()
     positions = positions[np.isfinite(positions)]
-    if not positions.size:
-        axis.set_title(f'{title}: no finite weight', loc='left', fontsize=9, color=WARM)
-        return
-    low, high = np.quantile(positions, [0.0005, 0.9995])
+    low, high = np.quantile(positions, [0.0005, 0.9995]) if positions.size else (qmin, qmax)
     levels = qmax - qmin + 1
     low = np.clip(np.floor(low), qmin - levels, qmin - 1)
     high = np.clip(np.ceil(high), qmax + 1, qmax + levels)
     edges = np.linspace(low, high, int(round(high - low)) * CELLS + 1)
-    counts, _ = np.histogram(positions, edges)
+    return edges, np.histogram(positions, edges)[0] / max(positions.size, 1)
+
+
+def _draw_histogram(axis: Axes, title: str, positions, qmin: int, qmax: int) -> None:
+    """Draw one layer: bars tinted by code (grey: clipped), dotted borders halfway between the codes."""
+    edges, shares = latent_histogram(positions, qmin, qmax)
+    if not shares.any():
+        axis.set_title(f'{title}: no weight near its codes', loc='left', fontsize=9, color=WARM)
+        return
     centres = (edges[1:] + edges[:-1]) / 2
     codes = np.clip(np.round(centres), qmin, qmax).astype(int)
     outside = (centres < qmin) | (centres > qmax)
     tints = np.where(outside, GREY, np.where(codes % 2 == 0, MAIN, SECOND))
-    axis.bar(centres, counts / max(positions.size, 1), width=np.diff(edges), color=tints, lw=0)
+    axis.bar(centres, shares, width=np.diff(edges), color=tints, lw=0)
     for border in np.arange(qmin, qmax) + 0.5:
         axis.axvline(border, color=WARM, lw=0.7, ls=(0, (2, 2)))
-    _style(axis, '')
-    axis.set_xlim(low, high)
+    style(axis, '')
+    axis.margins(x=0)
     axis.set_title(title, loc='left', fontsize=9, color=INK)
     axis.set_xlabel('latent weight / scale', fontsize=9, color=INK)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    axis.yaxis.set_major_formatter(_percent)
+    axis.yaxis.set_major_formatter(percent)
 
 
 def _filled(axis: Axes, steps: Sequence, values: Sequence, color: str, label: str) -> None:
     axis.plot(steps, values, color=color, lw=1.6, marker='o' if len(steps) == 1 else None)
     axis.fill_between(steps, values, color=color, alpha=0.12, lw=0)
     axis.set_ylim(0, 1.15 * max([*values, 1e-6]))
-    _style(axis, label)
-
-
-def _percent(value: float, position: int = 0) -> str:
-    return f'{100 * value:g}%'
-
-
-def _style(axis: Axes, label: str) -> None:
-    """Leave two thin axes and a pale grid."""
-    axis.spines[['top', 'right']].set_visible(False)
-    axis.spines[['left', 'bottom']].set_color(PALE)
-    axis.tick_params(colors=GREY, labelsize=9, length=3)
-    axis.yaxis.set_major_locator(MaxNLocator(5 if label == 'oscillating weights' else 3))
-    axis.grid(axis='y', color=PALE, lw=0.6)
-    axis.set_axisbelow(True)
-    if label:
-        axis.set_ylabel(label, color=INK)
-
-
-def _save(figure: Figure, path: Union[str, Path]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor='white')
+    style(axis, label)

@@ -1,0 +1,208 @@
+"""Studies: what a study file means, what is refused, what a row is, and what differences show."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.config import Config
+from scipy import stats
+
+from vvq_mm.errors import QuantizationError
+from vvq_mm.studies import COLUMNS, Run, compare, holm, read_rows, read_study
+from vvq_mm.studies.compare import verdict
+from vvq_mm.studies.report import make_tables, spread
+from vvq_mm.studies.rows import find, write_rows
+from vvq_mm.studies.run import merge
+
+SHIPPED = sorted((Path(__file__).parents[2] / 'configs' / 'studies').glob('*.yaml'))
+STUDY = dict(
+    name='toy', config='configs/digits/vit_w4a4.py', baseline='plain', changes=dict(train_cfg=dict(max_epochs=2)),
+    methods=dict(
+        plain=dict(title='Plain'),
+        crops=dict(title='+ crops', extends='plain', changes=dict(train_dataloader=dict(dataset=dict(num_crops=4)))),
+        bins=dict(extends='crops', changes=dict(train_cfg=dict(max_epochs=3)))),
+    runs=[dict(methods=['plain', 'bins'], bits=[4, '2/8'], seeds=[0, 1])])
+
+
+def study_file(tmp_path, **changes):
+    path = tmp_path / 'study.yaml'
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return path
+
+
+def row(run, last, **values):
+    facts = dict.fromkeys(COLUMNS, '')
+    facts.update(study=run.study, config=run.config, method=run.method, bits=run.bits, seed=str(run.seed), last=last,
+                 evaluated_on=run.evaluate_on, digest=run.digest, steps='10', crops='40', seconds='1.0')
+    return {**facts, **values}
+
+
+# what a study file means
+
+def test_runs_are_methods_times_bits_times_seeds_the_seeds_outermost(tmp_path):
+    names = [run.name for run in read_study(study_file(tmp_path)).runs]
+    assert names == [f'{method}_{bits}_seed{seed}' for seed in (0, 1) for method in ('plain', 'bins')
+                     for bits in ('w4a4', 'w2a8')]
+
+
+def test_a_method_has_the_changes_of_all_that_it_extends_over_those_of_the_study(tmp_path):
+    changes = read_study(study_file(tmp_path)).runs[-1].changes
+    assert changes == dict(train_cfg=dict(max_epochs=3), train_dataloader=dict(dataset=dict(num_crops=4)),
+                           model=dict(policy=dict(weight=dict(bits=2), act=dict(bits=8))))
+
+
+def test_the_config_of_a_run_inherits_and_names_what_differs(tmp_path):
+    path = tmp_path / 'run.py'
+    run = Run('toy', 'bins', '2/2', 7, str(SHIPPED[0].parents[1] / 'digits' / 'vit_w4a4.py'),
+              dict(model=dict(policy=dict(weight=dict(bits=2)), distiller=None)), evaluate_on='test')
+    path.write_text(run.config_text())
+    cfg = Config.fromfile(path)
+    assert (cfg.model.policy.weight.bits, cfg.model.policy.act.bits, cfg.model.distiller) == (2, 4, None)
+    assert cfg.randomness.seed == 7 and cfg.val_dataloader == cfg.test_dataloader
+
+
+def test_merging_leaves_both_as_they_are_and_delete_replaces():
+    first, second = dict(a=dict(b=1, c=2), d=1), dict(a=dict(_delete_=True, c=3))
+    assert merge(first, second) == dict(a=dict(_delete_=True, c=3), d=1)
+    assert (first, second) == (dict(a=dict(b=1, c=2), d=1), dict(a=dict(_delete_=True, c=3)))
+
+
+def test_the_digest_follows_the_definition_and_not_the_seed():
+    run = Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=1))
+    assert run.digest == Run('other', 'plain', '4/4', 5, 'a.py', dict(b=1)).digest
+    assert len({run.digest, Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=2)).digest,
+                Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=1), 'test').digest}) == 3
+
+
+@pytest.mark.parametrize('path', [path for path in SHIPPED if path.stem != 'methods'], ids=lambda path: path.stem)
+def test_shipped_studies_can_be_read(path):
+    study = read_study(path)
+    assert study.runs and Path(path.parents[2] / study.config).is_file()
+
+
+def test_shipped_tunings_never_look_at_test_images():
+    tunings = [read_study(path) for path in SHIPPED if 'tuning' in path.stem]
+    assert tunings and all(run.evaluate_on == 'val' for study in tunings for run in study.runs)
+
+
+# what is refused
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(baselin='plain'), "a key to be one of name, title.*got 'baselin' in .*study.yaml; did you mean 'baseline'"),
+    (dict(baseline='pain'), "baseline to be one of plain, bins, got 'pain'.*did you mean 'plain'"),
+    (dict(evaluate_on='train'), "evaluate_on to be one of val, test, got 'train'"),
+    (dict(runs=[dict(methods=['bin'], bits=[4], seeds=[0])]), "got 'bin' in .*group 1 of runs; did you mean 'bins'"),
+    (dict(runs=[dict(methods=['bins'], bit=[4], seeds=[0])]), "got 'bit' in .*did you mean 'bits'"),
+    (dict(runs=[dict(methods=['bins'], bits=[4])]), 'expected seeds in .*group 1 of runs'),
+    (dict(methods=dict(plain=dict(extend='x'))), "got 'extend' in .*method plain; did you mean 'extends'"),
+    (dict(methods=dict(plain=dict(extends='plian'))), "got 'plian' in .*did you mean 'plain'"),
+    (dict(methods=dict(plain=dict(extends='b'), b=dict(extends='plain'))), 'extend a method that does not extend it'),
+    (dict(runs=2 * [dict(methods=['plain'], bits=[4], seeds=[0])]), 'each run once, got plain_w4a4_seed0 twice'),
+], ids=['key', 'baseline', 'evaluate_on', 'method', 'group key', 'missing', 'method key', 'extends', 'circle', 'twice'])
+def test_a_typo_names_the_nearest_known_word(tmp_path, changes, message):
+    with pytest.raises(QuantizationError, match=message):
+        read_study(study_file(tmp_path, **changes))
+
+
+def test_a_missing_study_file_names_its_neighbours(tmp_path):
+    study_file(tmp_path)
+    with pytest.raises(QuantizationError, match='found none; near it: study.yaml'):
+        read_study(tmp_path / 'sudy.yaml')
+
+
+def test_what_is_not_yaml_is_refused(tmp_path):
+    (tmp_path / 'study.yaml').write_text('a: [1')
+    with pytest.raises(QuantizationError, match='expected YAML in .*study.yaml'):
+        read_study(tmp_path / 'study.yaml')
+
+
+# rows
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = [row(run, '90.00') for run in read_study(study_file(tmp_path)).runs]
+    write_rows(tmp_path / 'rows.csv', rows)
+    assert read_rows(tmp_path / 'rows.csv', 'toy') == rows
+
+
+def test_rows_of_another_study_are_refused(tmp_path):
+    runs = read_study(study_file(tmp_path)).runs
+    write_rows(tmp_path / 'rows.csv', [row(runs[0], '90')])
+    with pytest.raises(QuantizationError, match="rows of the study 'mine' in .*rows.csv, got one of 'toy'"):
+        read_rows(tmp_path / 'rows.csv', 'mine')
+
+
+def test_a_file_with_other_columns_is_refused(tmp_path):
+    (tmp_path / 'rows.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(QuantizationError, match=r"expected columns study,.*got \['a', 'b'\]"):
+        read_rows(tmp_path / 'rows.csv', 'toy')
+
+
+def test_a_row_of_a_method_that_was_defined_differently_is_refused(tmp_path):
+    run = read_study(study_file(tmp_path)).runs[0]
+    with pytest.raises(QuantizationError, match='plain_w4a4_seed0 made when the study file defined it differently'):
+        find([row(run, '90', digest='00000000')], run, tmp_path / 'rows.csv')
+
+
+# what differences show
+
+pairs = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), min_size=2, max_size=6)
+
+
+@given(pairs)
+def test_the_paired_difference_is_that_of_the_t_test(values):
+    ours, theirs = ({str(seed): pair[side] for seed, pair in enumerate(values)} for side in (0, 1))
+    difference, delta = compare(ours, theirs), np.array([a - b for a, b in values])
+    assert difference.mean == pytest.approx(delta.mean(), abs=1e-9)
+    assert difference.error == pytest.approx(delta.std(ddof=1) / math.sqrt(len(delta)), abs=1e-9)
+    if delta.std() > 1e-6:
+        expected = stats.ttest_rel(list(ours.values()), list(theirs.values())).pvalue
+        assert difference.p == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    assert compare({'0': 2.0, '5': 9.0}, {'0': 1.0, '1': 7.0}).pairs == 1
+    assert compare({'5': 9.0}, {'0': 1.0}) is None
+
+
+def test_one_pair_shows_nothing():
+    difference = compare({'0': 90.0}, {'0': 10.0})
+    assert math.isnan(difference.error) and verdict(difference, float('nan')) == ''
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_only_makes_values_larger_and_keeps_their_order(values):
+    adjusted = holm(values)
+    assert all(1 >= new >= old for new, old in zip(adjusted, values))
+    assert [new for _, new in sorted(zip(values, adjusted))] == sorted(adjusted)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, float('nan'), 0.04, 0.03])[::2] == [0.03, 0.06] and math.isnan(holm([float('nan')])[0])
+
+
+@pytest.mark.parametrize('ours, adjusted, mark', [
+    ([3.0, 3.1, 2.9], 0.01, '**'), ([3.0, 3.1, 2.9], 0.2, '*'), ([3.0, -3.1, 2.9], 0.01, '')],
+    ids=['clear', 'beyond two errors', 'within two errors'])
+def test_marks_do_not_oversell(ours, adjusted, mark):
+    difference = compare(dict(enumerate(ours)), dict.fromkeys(range(3), 0.0))
+    assert verdict(difference, adjusted) == mark
+
+
+def test_the_table_has_means_and_differences(tmp_path):
+    study = read_study(study_file(tmp_path))
+    values = dict(plain=(90.0, 92.0), bins=(93.0, 94.0))
+    rows = [row(run, str(values[run.method][run.seed]), full_precision='95.00', start='80', start_loss='1.5',
+                oscillating='0.25') for run in study.runs if run.bits == '4/4']
+    tables = make_tables(study, rows)
+    assert '| method | W4A4 | W4A4 − baseline | W4A4 − extended |' in tables
+    assert '| Plain | 91.00 ± 1.41 |  |  |' in tables
+    assert '| bins | 93.50 ± 0.71 | +2.50 ± 0.50 * |' in tables
+    assert '| bins | 80.00 ± 0.00 | 1.50 ± 0.00 | 25.00 ± 0.00 % |' in tables
+    assert '10 steps and 40 crops' in tables and 'for the 1 comparisons' in tables
+
+
+def test_spread_leaves_out_what_is_empty():
+    assert (spread(['', '']), spread(['97']), spread(['97', '', '99'], ' %')) == ('', '97.00', '98.00 ± 1.41 %')

@@ -1,0 +1,70 @@
+"""One run of a study: a config that inherits another, with a seed."""
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from pprint import pformat
+from typing import Any, Dict
+
+EVALUATE_ON = ('val', 'test')
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that a study asks for.
+
+    Args:
+        study (str): name of the study.
+        method (str): name of the method.
+        bits (str): as ``'4/4'``, weights and activations; a label, what sets the bits is in ``changes``.
+        seed (int): of the training.
+        config (str): path of the config to inherit.
+        changes (dict): what differs from it, nested as in an inheriting config.
+        evaluate_on (str): ``val``, or ``test``: the validation of the run then uses ``test_dataloader`` and
+            ``test_evaluator``. Defaults to ``val``.
+    """
+
+    study: str
+    method: str
+    bits: str
+    seed: int
+    config: str
+    changes: Dict[str, Any] = field(default_factory=dict)
+    evaluate_on: str = 'val'
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder and config."""
+        words = [self.method, f'w{self.bits.replace("/", "a")}' if self.bits else '', f'seed{self.seed}']
+        return '_'.join(word.replace(' ', '_') for word in words if word)
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change when the definition of the run does; not its study's name or seed."""
+        facts = [self.config, self.changes, self.evaluate_on]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+    def config_text(self) -> str:
+        """Return the config of the run, for ``tools/train.py`` as well."""
+        lines = [f'_base_ = [{str(Path(self.config).absolute())!r}]', '']
+        changes = merge(self.changes, dict(randomness=dict(seed=self.seed)))
+        lines += [f'{key} = {pformat(value, width=110, sort_dicts=False)}' for key, value in changes.items()]
+        if self.evaluate_on == 'test':
+            lines += ['val_dataloader = _base_.test_dataloader', 'val_evaluator = _base_.test_evaluator']
+        return '\n'.join([*lines, ''])
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Return ``first`` with the changes of ``second``, as one inheriting config over another; both stay as they are.
+
+    Example:
+        >>> merge(dict(a=dict(b=1, c=2)), dict(a=dict(c=3)))
+        {'a': {'b': 1, 'c': 3}}
+    """
+    if second.get('_delete_'):
+        return second
+    merged = dict(first)
+    for key, value in second.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
