@@ -27,8 +27,11 @@ setup(
         'timm>=1.0',
         'numpy',
         'matplotlib',
+        'pyyaml',
         'scikit-learn',
+        'scipy',
         'rich',
+        'tqdm',
         'setuptools<82',  # mmengine resolves `mmpretrain::` bases through pkg_resources, which setuptools 82 removed
     ],
     # No mmcv here: who has the full one must not get mmcv-lite over it. mmpretrain needs one of the two.

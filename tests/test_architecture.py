@@ -24,7 +24,7 @@ FLOORS = [
     {'utils'},
     {'losses', 'distillers'},
     {'models', 'datasets', 'hooks'},
-    {'benchmarks'},
+    {'benchmarks', 'studies'},
     {'__init__'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -35,7 +35,8 @@ THIRD_PARTY = {
     '__init__': {'mmengine.config'},
     'plots': {'matplotlib'},
     'benchmarks': {'matplotlib', 'mmengine', 'mmpretrain', 'rich'},
-    'utils': {'mmengine', 'mmpretrain', 'mmcv', 'timm'},
+    'studies': {'mmengine', 'scipy', 'yaml'},
+    'utils': {'mmengine', 'mmpretrain', 'mmcv', 'timm', 'tqdm'},
     'distillers': {'mmengine', 'mmpretrain', 'mmcv'},
     'models': {'mmengine', 'mmpretrain', 'mmcv'},
     'datasets': {'mmengine', 'mmpretrain', 'mmcv', 'PIL', 'sklearn', 'torchvision'},

@@ -17,7 +17,8 @@ from vvq_mm.studies.report import make_tables, spread
 from vvq_mm.studies.rows import find, write_rows
 from vvq_mm.studies.run import merge
 
-SHIPPED = sorted((Path(__file__).parents[2] / 'configs' / 'studies').glob('*.yaml'))
+CONFIGS = Path(__file__).parents[2] / 'configs'
+SHIPPED = sorted((CONFIGS / 'studies').glob('*.yaml'))
 STUDY = dict(
     name='toy', config='configs/digits/vit_w4a4.py', baseline='plain', changes=dict(train_cfg=dict(max_epochs=2)),
     methods=dict(
@@ -56,12 +57,21 @@ def test_a_method_has_the_changes_of_all_that_it_extends_over_those_of_the_study
 
 def test_the_config_of_a_run_inherits_and_names_what_differs(tmp_path):
     path = tmp_path / 'run.py'
-    run = Run('toy', 'bins', '2/2', 7, str(SHIPPED[0].parents[1] / 'digits' / 'vit_w4a4.py'),
+    run = Run('toy', 'bins', '2/2', 7, str(CONFIGS / 'digits' / 'vit_w4a4.py'),
               dict(model=dict(policy=dict(weight=dict(bits=2)), distiller=None)), evaluate_on='test')
     path.write_text(run.config_text())
     cfg = Config.fromfile(path)
     assert (cfg.model.policy.weight.bits, cfg.model.policy.act.bits, cfg.model.distiller) == (2, 4, None)
-    assert cfg.randomness.seed == 7 and cfg.val_dataloader == cfg.test_dataloader
+    assert cfg.randomness.seed == 7
+
+
+def test_evaluating_on_test_leaves_nothing_of_the_validation(tmp_path):
+    """Fashion-MNIST validates on the last 8,800 training images: their `indices` must not cut the test images."""
+    path = tmp_path / 'run.py'
+    path.write_text(Run('toy', 'plain', '', 0, str(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py'), {}, 'test').config_text())
+    cfg, base = Config.fromfile(path), Config.fromfile(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py')
+    assert cfg.val_dataloader == cfg.test_dataloader == base.test_dataloader != base.val_dataloader
+    assert cfg.val_evaluator == base.test_evaluator
 
 
 def test_merging_leaves_both_as_they_are_and_delete_replaces():

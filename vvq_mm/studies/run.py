@@ -7,6 +7,12 @@ from pprint import pformat
 from typing import Any, Dict
 
 EVALUATE_ON = ('val', 'test')
+# `_delete_`, since a config that inherits would otherwise keep what only the validation has, such as `indices`
+USE_TEST_IMAGES = [
+    'val_dataloader = dict(_delete_=True, **_base_.test_dataloader)',
+    'val_evaluator = dict(_delete_=True, **_base_.test_evaluator) if isinstance(_base_.test_evaluator, dict) '
+    'else _base_.test_evaluator',
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Run:
         changes = merge(self.changes, dict(randomness=dict(seed=self.seed)))
         lines += [f'{key} = {pformat(value, width=110, sort_dicts=False)}' for key, value in changes.items()]
         if self.evaluate_on == 'test':
-            lines += ['val_dataloader = _base_.test_dataloader', 'val_evaluator = _base_.test_evaluator']
+            lines += USE_TEST_IMAGES
         return '\n'.join([*lines, ''])
 
 
