@@ -21,7 +21,7 @@ import vvq_mm  # noqa: F401  (makes vvq_mm:: bases known)
 from vvq_mm.errors import QuantizationError
 from vvq_mm.studies import Study, execute, read_rows, read_study
 from vvq_mm.studies.check import check_configs
-from vvq_mm.studies.report import make_tables
+from vvq_mm.studies.report import make_summary, make_tables
 from vvq_mm.utils.launch import errors_in_a_sentence
 from vvq_mm.utils.marked_text import replace_marked
 
@@ -35,7 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='threads of each run (default: 1)')
     parser.add_argument('--report', action='store_true', help='print the tables of the rows so far; train nothing')
     action = parser.add_mutually_exclusive_group()
-    action.add_argument('--write', type=Path, metavar='FILE', help='with --report: put the tables between the marks')
+    action.add_argument('--write', type=Path, metavar='FILE', 
+                        help='with --report: put the tables between the marks "study NAME", "study NAME summary"')
     action.add_argument('--check', type=Path, metavar='FILE', help='with --report: exit with 1 if FILE has others')
     return parser.parse_args()
 
@@ -69,11 +70,16 @@ def run(study: Study, args: argparse.Namespace) -> None:
 
 
 def report(study: Study, args: argparse.Namespace) -> None:
-    tables = make_tables(study, read_rows(args.csv, study.name))
-    if not (args.write or args.check):
-        print(tables)
-    elif not replace_marked(args.write or args.check, f'study {study.name}', tables, check=bool(args.check)) \
-            and args.check:
+    rows = read_rows(args.csv, study.name)
+    passages = {f'study {study.name}': make_tables(study, rows), f'study {study.name} summary': make_summary(study, rows)}
+    page = args.write or args.check
+    if page is None:
+        print(passages[f'study {study.name}'])
+        return
+    text = page.read_text(encoding='utf-8')
+    marks = [mark for mark in passages if f'<!-- {mark}: begin -->' in text] or list(passages)[:1]
+    agree = [replace_marked(page, mark, passages[mark], check=bool(args.check)) for mark in marks]
+    if args.check and not all(agree):
         raise SystemExit(f'{args.check} differs from the rows in {args.csv}: run `python tools/study.py {args.study} '
                          f'--report --write {args.check}`')
 

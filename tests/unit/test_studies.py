@@ -13,7 +13,7 @@ from scipy import stats
 from vvq_mm.errors import QuantizationError
 from vvq_mm.studies import COLUMNS, Run, compare, holm, read_rows, read_study
 from vvq_mm.studies.compare import verdict
-from vvq_mm.studies.report import make_tables, spread
+from vvq_mm.studies.report import make_summary, make_tables, spread
 from vvq_mm.studies.rows import find, write_rows
 from vvq_mm.studies.run import merge
 
@@ -30,7 +30,7 @@ STUDY = dict(
 
 def study_file(tmp_path, **changes):
     path = tmp_path / 'study.yaml'
-    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return path
 
 
@@ -211,6 +211,7 @@ def test_the_table_has_means_and_differences(tmp_path):
     assert '| Plain | 91.00 ± 1.41 |  |  |' in tables
     assert '| bins | 93.50 ± 0.71 | +2.50 ± 0.50 * |' in tables
     assert '| bins | 80.00 ± 0.00 | 1.50 ± 0.00 | 25.00 ± 0.00 % |' in tables
+    assert '| Plain | 91.00 ± 1.41 |\n| bins | 93.50 ± 0.71 * |' in make_summary(study, rows)
     assert '10 steps and 40 crops' in tables and 'for the 1 comparisons' in tables
 
 

@@ -1,6 +1,6 @@
 """The tables of a study, from its rows alone."""
 from statistics import mean, stdev
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from .compare import CLEAR, Difference, compare, holm, verdict
 from .definition import Study
@@ -21,19 +21,41 @@ def make_tables(study: Study, rows: Sequence[dict]) -> str:
         study (Study): the definition; methods and widths without rows are left out.
         rows (sequence of dict): of its CSV file.
     """
-    groups: Dict[tuple, Dict[str, dict]] = {}
-    for row in rows:
-        groups.setdefault((row['method'], row['bits']), {})[row['seed']] = row
-    if not groups:
+    if not rows:
         return f'No run of {study.name} has ended yet.'
-    methods = [name for name in study.methods if any(name == method for method, _ in groups)]
-    widths = list(dict.fromkeys(run.bits for run in study.runs if any(run.bits == bits for _, bits in groups)))
-    names = {name: study.methods[name].title for name in methods}
+    groups, methods, widths, names = _arrange(study, rows)
     parts = [f'**{study.title}**', '']
     if any(row['last'] for row in rows):
         parts += [*accuracy_table(study, groups, methods, widths, names), '', *_caption(study, rows, groups), '']
     parts += start_table(groups, methods, widths, names)
     return '\n'.join(parts)
+
+
+def make_summary(study: Study, rows: Sequence[dict]) -> str:
+    """Return a small table as Markdown: accuracy per method and width, marked where it differs from the baseline."""
+    if not rows:
+        return f'No run of {study.name} has ended yet.'
+    groups, methods, widths, names = _arrange(study, rows)
+    cells = _differences(study, groups, methods, widths)
+    lines = _head([study.title, *(f'W{bits.replace("/", "A")}' for bits in widths)])
+    for name in methods:
+        line = [names[name]]
+        for bits in widths:
+            mark = cells.get((name, bits, 'baseline'), '').partition('*')
+            line.append(f'{spread([row["last"] for row in groups.get((name, bits), {}).values()])} '
+                        f'{"".join(mark[1:])}'.strip())
+        lines.append(_line(line))
+    return '\n'.join(lines)
+
+
+def _arrange(study: Study, rows: Sequence[dict]) -> Tuple[dict, List[str], List[str], Dict[str, str]]:
+    """Return rows by (method, width) and seed, and the methods, widths and titles that there are rows of, in order."""
+    groups: Dict[tuple, Dict[str, dict]] = {}
+    for row in rows:
+        groups.setdefault((row['method'], row['bits']), {})[row['seed']] = row
+    methods = [name for name in study.methods if any(name == method for method, _ in groups)]
+    widths = list(dict.fromkeys(run.bits for run in study.runs if any(run.bits == bits for _, bits in groups)))
+    return groups, methods, widths, {name: study.methods[name].title for name in methods}
 
 
 def accuracy_table(study: Study, groups: dict, methods: List[str], widths: List[str], names: dict) -> List[str]:
