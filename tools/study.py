@@ -71,10 +71,10 @@ def run(study: Study, args: argparse.Namespace) -> None:
 
 def report(study: Study, args: argparse.Namespace) -> None:
     rows = read_rows(args.csv, study.name)
-    passages = {f'study {study.name}': make_tables(study, rows), f'study {study.name} summary': make_summary(study, rows)}
-    page = args.write or args.check
+    mark, page = f'study {study.name}', args.write or args.check
+    passages = {mark: make_tables(study, rows), f'{mark} summary': make_summary(study, rows)}
     if page is None:
-        print(passages[f'study {study.name}'])
+        print(passages[mark])
         return
     text = page.read_text(encoding='utf-8')
     marks = [mark for mark in passages if f'<!-- {mark}: begin -->' in text] or list(passages)[:1]

@@ -1,7 +1,7 @@
 # The full-precision starting point on Fashion-MNIST: a small DeiT on 28-pixel images.
 # The four files come from `tools/prepare_fashion_mnist.py`, or are downloaded where there is a network.
-# The last 8,800 training images are the validation split, seen by no training: settings are chosen on them, and the test
-# images are for what is reported.
+# The last 8,800 training images are the validation split, seen by no training: settings are chosen on them, and the
+# test images are for what is reported.
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 
 model = dict(

@@ -106,7 +106,8 @@ def test_the_tables_go_into_a_file_and_are_checked(folder, finished, here):
     arguments = ['study.yaml', '--csv', 'whole.csv', '--report']
     assert 'differs from the rows' in here(folder, *arguments, '--check', page)
     assert here(folder, *arguments, '--write', page) == here(folder, *arguments, '--check', page) == ''
-    assert page.read_text().startswith('before\n') and page.read_text().count('| + bins | ') == 3  # a line in each table
+    assert page.read_text().startswith('before\n')
+    assert page.read_text().count('| + bins | ') == 3  # a line in each table
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import calibrated, tiny_qat
 from mmengine.logging import MMLogger
+from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from vvq_mm.errors import QuantizationError
@@ -35,6 +37,15 @@ def test_float_and_calibrated_are_measured_before_training():
     hook = AccuracyReportHook()
     hook.before_train(runner())
     assert hook.report == dict(float=50.0, calibrated=25.0)
+
+
+def test_the_loss_of_the_labels_is_reported_where_there_are_probabilities():
+    run = runner()
+    sample = DataSample().set_pred_score(torch.tensor([0.5, 0.5])).set_gt_label(1)
+    run.model.val_step = lambda data: [sample]
+    hook = AccuracyReportHook()
+    hook.before_train(run)
+    assert hook.report['float_loss'] == hook.report['calibrated_loss'] == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_a_resumed_run_without_a_report_measures_nothing_now():

@@ -68,8 +68,9 @@ def test_the_config_of_a_run_inherits_and_names_what_differs(tmp_path):
 def test_evaluating_on_test_leaves_nothing_of_the_validation(tmp_path):
     """Fashion-MNIST validates on the last 8,800 training images: their `indices` must not cut the test images."""
     path = tmp_path / 'run.py'
-    path.write_text(Run('toy', 'plain', '', 0, str(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py'), {}, 'test').config_text())
-    cfg, base = Config.fromfile(path), Config.fromfile(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py')
+    shipped = str(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py')
+    path.write_text(Run('toy', 'plain', '', 0, shipped, {}, 'test').config_text())
+    cfg, base = Config.fromfile(path), Config.fromfile(shipped)
     assert cfg.val_dataloader == cfg.test_dataloader == base.test_dataloader != base.val_dataloader
     assert cfg.val_evaluator == base.test_evaluator
 

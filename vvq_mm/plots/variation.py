@@ -106,8 +106,8 @@ def plot_heads(models: Models, path: Union[str, Path]) -> None:
                         transform=axis.get_xaxis_transform())
         axes[-1, column].set_xlabel('attention block', color=INK)
     _legend(figure, OPERANDS)
-    _finish(figure, axes, models, 'Query, key and value of each head', 'one dot per head; mean |w|: of the rows of the fused '
-            'qkv weight that make this head', path)
+    _finish(figure, axes, models, 'Query, key and value of each head',
+            'one dot per head; mean |w|: of the rows of the fused qkv weight that make this head', path)
 
 
 def head_values(model: dict, measure: str) -> dict:

@@ -29,8 +29,8 @@ def check_configs(study: Study) -> None:
         for key in run.changes:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-                raise QuantizationError(f'expected a part of {study.config} to change, got {key!r} in {where}; near it: '
-                                        f'{", ".join(near) or "nothing"}')
+                raise QuantizationError(f'expected a part of {study.config} to change, got {key!r} in {where}; near '
+                                        f'it: {", ".join(near) or "nothing"}')
         try:
             build_model(Config.fromstring(run.config_text(), '.py'))
         except (QuantizationError, TypeError, KeyError) as error:

@@ -93,7 +93,8 @@ def _load(path: Path, known: Iterable[str], needed: Iterable[str]) -> dict:
     try:
         data = yaml.safe_load(path.read_text(encoding='utf-8'))
     except yaml.YAMLError as error:
-        raise QuantizationError(f'expected YAML in {path}, got something else: {" ".join(str(error).split())}') from error
+        found = ' '.join(str(error).split())
+        raise QuantizationError(f'expected YAML in {path}, got something else: {found}') from error
     _check_keys(data, known, needed, path)
     return data
 

@@ -8,9 +8,9 @@ from .definition import Study
 CAPTION = '''\
 Top-1 accuracy in % of the last checkpoint on {images}: mean ± sample standard deviation over {seeds}.
 Each run is {steps} steps and {crops} crops from the same full-precision model ({full_precision} %). Differences are
-paired by seed, in points, ± their standard error; `*` is more than two standard errors from zero, `**` also has a paired
-t-test with p < {clear} after Holm's correction for the {count} comparisons of this table. With so few seeds only large,
-steady differences can reach it: a row without a mark is not shown to differ, which is not shown to be equal.
+paired by seed, in points, ± their standard error; `*` is more than two standard errors from zero, `**` also has a
+paired t-test with p < {clear} after Holm's correction for the {count} comparisons of this table. With so few seeds only
+large, steady differences can reach that; what has no mark is not shown to differ, and not shown to be equal either.
 Training took {seconds} s a run (median), on a machine shared with other work.'''
 
 

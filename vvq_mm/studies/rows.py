@@ -28,8 +28,8 @@ def read_rows(file: Path, study: str) -> List[dict]:
         rows = list(reader)
     for row in rows:
         if row['study'] != study:
-            raise QuantizationError(f'expected rows of the study {study!r} in {file}, got one of {row["study"]!r}; give '
-                                    'another --csv, or move the file away')
+            raise QuantizationError(f'expected rows of the study {study!r} in {file}, got one of {row["study"]!r}; '
+                                    'give another --csv, or move the file away')
     return rows
 
 
@@ -55,6 +55,6 @@ def find(rows: Sequence[dict], run: Run, file: Path) -> List[dict]:
     for row in found:
         if row['digest'] != run.digest:
             raise QuantizationError(f'expected rows of today\'s definition in {file}, got one of {run.name} made when '
-                                    f'the study file defined it differently ({row["digest"]}, now {run.digest}); remove '
-                                    'the row to train it again, or give another --csv')
+                                    f'the study file defined it differently ({row["digest"]}, now {run.digest}); '
+                                    'remove the row to train it again, or give another --csv')
     return found
