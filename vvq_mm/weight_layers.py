@@ -37,6 +37,8 @@ class WeightLayer(NamedTuple):
 def select_weights(model: nn.Module, max_bits: int = 8, layers: Optional[Sequence[str]] = None) -> List[WeightLayer]:
     """Return the layers whose weight has at most ``max_bits`` bits and whose name fits one of ``layers``.
 
+    A weight with a part in float has no codes to follow, so its layer is left out.
+
     Args:
         model (nn.Module): a quantised model.
         max_bits (int): widest weight to take. Defaults to 8, all.
@@ -46,7 +48,7 @@ def select_weights(model: nn.Module, max_bits: int = 8, layers: Optional[Sequenc
         QuantizationError: nothing is that narrow, or a glob fits none of what is.
     """
     found = [WeightLayer(name, module, quantizer) for name, module, slot, quantizer in iter_quantizers(model)
-             if slot == 'weight']
+             if slot == 'weight' and quantizer.in_float is None]
     narrow = {layer.name: layer for layer in found if layer.quantizer.bits <= max_bits}
     if not narrow:
         widths = ', '.join(str(bits) for bits in sorted({layer.quantizer.bits for layer in found}))

@@ -82,6 +82,8 @@ def _obstacle(slot: str, quantizer: Optional[Quantizer], x: Tensor, summed: int)
     """Return why a slot's codes cannot be summed as they are, or an empty string."""
     if quantizer is None:
         return f'{slot} is in float'
+    if quantizer.in_float is not None:
+        return f'a part of {slot} is in float'
     if quantizer.groups > 1 and expand_groups(quantizer.scale, x.shape, quantizer.axis).shape[summed] > 1:
         return f'the scale of {slot} varies along the summed axis'
     return ''

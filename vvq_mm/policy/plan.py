@@ -76,4 +76,6 @@ def describe(config: dict) -> str:
         parts.append('offset')
     if config.get('groups', 1) > 1:
         parts.append(f'{config["groups"]} groups on axis {config["axis"]}')
+    if config.get('float_part'):
+        parts.append(f'{len(config["float_part"]["members"])} of {config["float_part"]["groups"]} blocks in float')
     return ', '.join(parts)

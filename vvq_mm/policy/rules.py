@@ -18,7 +18,7 @@ from .plan import QuantPlan
 # What the network itself fixes: probabilities are never negative.
 SLOT_DEFAULTS = {'prob': dict(signed=False)}
 # What every quantizer takes; the rest belongs to a type and goes when a rule changes the type.
-COMMON_OPTIONS = ('bits', 'signed', 'offset', 'granularity', 'init')
+COMMON_OPTIONS = ('bits', 'signed', 'offset', 'granularity', 'init', 'float_part')
 # Parts of the names of parameters that are added to activations.
 ADDED = ('embed', 'token', 'bias')
 
@@ -37,7 +37,7 @@ class RulePolicy:
     * ``None``: the module stays in float;
     * a dict from slots (``weight``, ``input``, ``query``, ``key``, ``value``, ``prob``; ``act`` for all activation
       slots) to a number, ``None``, or a dict of quantizer options (``bits``, ``signed``, ``offset``, ``granularity``,
-      ``init``, ``grad_scale``, ``type``).
+      ``init``, ``float_part``, ``grad_scale``, ``type``).
 
     Args:
         weight (dict | None): quantizer of weights. None leaves all in float unless a rule says otherwise.

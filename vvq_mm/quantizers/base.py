@@ -26,6 +26,9 @@ class Quantizer(nn.Module):
         axis (int): the axis of the tensor that the groups divide. Defaults to 0.
         kind (str): ``weight`` or ``act``. Defaults to ``weight``.
         init (str): first scale: ``mse``, ``percentile``, ``lsq`` or ``official``. Defaults to ``mse``.
+        float_part (dict, optional): a part of the tensor that passes unchanged, ``dict(groups=, axis=, members=)``: of
+            the equal blocks into which ``groups`` divides ``axis``, those numbered in ``members``. Scales are shared as
+            without it. Defaults to None.
         where (str): the module and slot, named in errors.
 
     State dict: ``scale`` and ``offset`` (groups,) float32, ``code_range`` (2,) and ``initialized`` int32, and
@@ -34,7 +37,8 @@ class Quantizer(nn.Module):
     """
 
     def __init__(self, bits: int, signed: bool = True, offset: bool = False, groups: int = 1, axis: int = 0,
-                 kind: str = 'weight', init: str = 'mse', where: str = 'a quantizer') -> None:
+                 kind: str = 'weight', init: str = 'mse', where: str = 'a quantizer',
+                 float_part: Optional[dict] = None) -> None:
         super().__init__()
         if init not in RULES:
             raise QuantizationError(f'expected init to be one of {", ".join(RULES)}, got {init!r} for {where}')
@@ -46,6 +50,7 @@ class Quantizer(nn.Module):
         self.register_buffer('code_range', torch.tensor(self.grid, dtype=torch.int32))
         self.register_buffer('initialized', torch.tensor(0, dtype=torch.int32))
         self.register_buffer('frozen', None)
+        self.keep_float(float_part)
         self.ready = False
         self.loaded_grid: Optional[IntGrid] = None
         self.mode = 'quantize'
@@ -75,7 +80,24 @@ class Quantizer(nn.Module):
         if self.frozen is not None:
             held = dequantize(self.frozen.float(), self.current_scale(), self.offset, self.axis).to(y.dtype)
             y = torch.where(self.frozen.isnan(), y, held)
-        return y
+        return y if self.in_float is None else torch.where(self.float_mask(x), x, y)
+
+    def keep_float(self, part: Optional[dict]) -> None:
+        """Let a part of the tensor pass unchanged from now on (see ``float_part``); None quantises all of it again.
+
+        Raises:
+            QuantizationError: the part is not written as above, or its blocks do not exist.
+        """
+        self.float_part = part
+        self.register_buffer('in_float', None if part is None else _flags(part, self.where), persistent=False)
+        if part is not None:
+            self.in_float = self.in_float.to(self.scale.device)
+
+    def float_mask(self, x: Tensor) -> Tensor:
+        """Return which elements of ``x`` pass unchanged, bool, in the shape that broadcasts against ``x``."""
+        axis = self.float_part['axis']
+        check_groups(x.shape[axis], len(self.in_float), self.where)
+        return expand_groups(self.in_float, x.shape, axis)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, differentiable; written by subclasses."""
@@ -84,6 +106,9 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer codes of ``x`` (int8; uint8 for 8 unsigned bits), frozen weights at their frozen code."""
+        if self.in_float is not None:
+            raise QuantizationError(f'expected a tensor that is quantised as a whole, got {self.where} with a '
+                                    'float_part, which has no codes')
         codes = quantize(x, self.current_scale(), self.offset, self.grid, self.axis)
         if self.frozen is not None:
             codes = torch.where(self.frozen.isnan(), codes, self.frozen.to(codes.dtype))
@@ -167,4 +192,16 @@ class Quantizer(nn.Module):
         parts = [f'{self.bits} bit', sign, groups]
         if self.offset is not None:
             parts.append('offset')
+        if self.float_part is not None:
+            parts.append(f'{len(self.float_part["members"])} of {self.float_part["groups"]} blocks in float')
         return ', '.join(parts + ['ready' if self.ready else 'not calibrated'])
+
+
+def _flags(part: dict, where: str) -> Tensor:
+    """Return which of the blocks of a ``float_part`` pass unchanged, bool (groups,)."""
+    groups, axis, members = (part.get(key) for key in ('groups', 'axis', 'members'))
+    whole = [groups, axis, *members] if isinstance(members, (list, tuple)) else [None]
+    if not (all(isinstance(number, int) for number in whole) and members and set(members) <= set(range(groups))):
+        raise QuantizationError('expected float_part to be dict(groups=, axis=, members=) with whole numbers, and at '
+                                f'least one member from 0 to groups - 1, got {part} for {where}')
+    return torch.tensor([number in members for number in range(groups)])
