@@ -11,10 +11,10 @@ from mmengine.config import Config
 from scipy import stats
 
 from vvq_mm.errors import QuantizationError
-from vvq_mm.studies import COLUMNS, Run, compare, holm, read_rows, read_study
+from vvq_mm.studies import COLUMNS, Run, compare, execute, holm, read_rows, read_study
 from vvq_mm.studies.compare import verdict
 from vvq_mm.studies.report import make_summary, make_tables, spread
-from vvq_mm.studies.rows import find, write_rows
+from vvq_mm.studies.rows import find, lock, write_rows
 from vvq_mm.studies.run import merge
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -155,6 +155,14 @@ def test_a_row_of_a_method_that_was_defined_differently_is_refused(tmp_path):
     run = read_study(study_file(tmp_path)).runs[0]
     with pytest.raises(QuantizationError, match='plain_w4a4_seed0 made when the study file defined it differently'):
         find([row(run, '90', digest='00000000')], run, tmp_path / 'rows.csv')
+
+
+def test_two_studies_do_not_write_one_file(tmp_path):
+    with lock(tmp_path / 'rows.csv'):
+        with pytest.raises(QuantizationError, match='only study that writes .*rows.csv, another one is at it'):
+            execute([], tmp_path / 'rows.csv', tmp_path)
+    with lock(tmp_path / 'rows.csv'):
+        pass
 
 
 # what differences show

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 from vvq_mm.errors import QuantizationError
 
-from .rows import find, read_rows, write_rows
+from .rows import find, lock, read_rows, write_rows
 from .run import Run
 
 
@@ -30,8 +30,15 @@ def execute(runs: Sequence[Run], file: Path, folder: Path, jobs: int = 1, thread
         report (callable, optional): called with the number of rows so far, a run and its row, for progress.
 
     Raises:
-        QuantizationError: the file is not this study's, or a run failed; the message names its log.
+        QuantizationError: the file is not this study's, another process writes it, or a run failed; the message names
+            its log.
     """
+    with lock(file):
+        return _execute(runs, file, folder, jobs, threads, report)
+
+
+def _execute(runs, file, folder, jobs, threads, report) -> List[dict]:
+    """Do what :func:`execute` promises, under the lock."""
     rows = {run.name: row for run in runs for row in find(read_rows(file, run.study), run, file)}
     waiting, failed = [run for run in runs if run.name not in rows], []
     others = [row for row in read_rows(file, runs[0].study) if row not in rows.values()]  # of runs not asked for now

@@ -1,7 +1,9 @@
 """The rows of a study: a CSV file, one line for each finished run."""
 import csv
+import fcntl
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List, Sequence
+from typing import Iterator, List, Sequence
 
 from vvq_mm.errors import QuantizationError
 
@@ -42,6 +44,23 @@ def write_rows(file: Path, rows: Sequence[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(file)
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Keep a second study away from ``file`` meanwhile; the lock ends with the process, whatever ends it.
+
+    Raises:
+        QuantizationError: another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix('.csv.lock').open('w') as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise QuantizationError(f'expected to be the only study that writes {file}, another one is at it; wait for '
+                                    'it, or give another --csv') from error
+        yield
 
 
 def find(rows: Sequence[dict], run: Run, file: Path) -> List[dict]:
