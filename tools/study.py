@@ -22,6 +22,7 @@ from vvq_mm.errors import QuantizationError
 from vvq_mm.studies import Study, execute, read_rows, read_study
 from vvq_mm.studies.check import check_configs
 from vvq_mm.studies.report import make_summary, make_tables
+from vvq_mm.studies.rows import find
 from vvq_mm.utils.launch import errors_in_a_sentence
 from vvq_mm.utils.marked_text import replace_marked
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='threads of each run (default: 1)')
     parser.add_argument('--report', action='store_true', help='print the tables of the rows so far; train nothing')
     action = parser.add_mutually_exclusive_group()
-    action.add_argument('--write', type=Path, metavar='FILE', 
+    action.add_argument('--write', type=Path, metavar='FILE',
                         help='with --report: put the tables between the marks "study NAME", "study NAME summary"')
     action.add_argument('--check', type=Path, metavar='FILE', help='with --report: exit with 1 if FILE has others')
     return parser.parse_args()
@@ -44,14 +45,14 @@ def parse_args() -> argparse.Namespace:
 def run(study: Study, args: argparse.Namespace) -> None:
     register_all_modules()
     MMLogger.get_current_instance().setLevel('WARNING')
-    read_rows(args.csv, study.name)
+    rows_of(study, args)
+    check_configs(study.runs)
     for path, command in study.prepare.items():
         if not Path(path).exists():
             print('python', command, flush=True)
             if code := subprocess.run([sys.executable, *shlex.split(command)]).returncode:
                 raise QuantizationError(f'expected `python {command}` to succeed, got exit status {code}; what it said '
                                         'is above')
-    check_configs(study)
     console = Console(width=None if sys.stdout.isatty() else 140)
     columns = [TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn()]
@@ -69,8 +70,14 @@ def run(study: Study, args: argparse.Namespace) -> None:
     console.print(f'All {len(study.runs)} runs have rows in {args.csv}; --report makes the tables.')
 
 
-def report(study: Study, args: argparse.Namespace) -> None:
+def rows_of(study: Study, args: argparse.Namespace) -> list:
+    """Return the rows of the study's runs, in their order; a row of another definition is refused."""
     rows = read_rows(args.csv, study.name)
+    return [row for run in study.runs for row in find(rows, run, args.csv)]
+
+
+def report(study: Study, args: argparse.Namespace) -> None:
+    rows = rows_of(study, args)
     mark, page = f'study {study.name}', args.write or args.check
     passages = {mark: make_tables(study, rows), f'{mark} summary': make_summary(study, rows)}
     if page is None:
@@ -90,7 +97,10 @@ def main() -> None:
         study = read_study(args.study)
         args.csv = args.csv or Path('docs/results') / f'study_{study.name}.csv'
         args.work_dir = args.work_dir or Path('work_dirs') / f'study_{study.name}'
-        (report if args.report else run)(study, args)
+        try:
+            (report if args.report else run)(study, args)
+        except KeyboardInterrupt:
+            raise SystemExit(f'Stopped. Finished runs have their rows in {args.csv}; the same command goes on.') from None
 
 
 if __name__ == '__main__':

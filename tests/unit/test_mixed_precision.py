@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vvq_mm.analysis import mixed_precision
 from vvq_mm.analysis.cost import model_cost, multiply_accumulates
 from vvq_mm.analysis.mixed_precision import (choose_widths, free_parts, measure_losses, operation_costs, weight_costs,
-                                             with_widths)
+                                             weight_counts, with_widths)
 from vvq_mm.analysis.parts import find_parts
 from vvq_mm.errors import QuantizationError
 from vvq_mm.surgery import iter_quantizers
@@ -78,15 +78,15 @@ def test_a_width_goes_to_all_slots_of_a_part_and_the_plan_given_stays():
     assert {changed.slots[name][slot]['bits'] for name, slot in different} == {5}
 
 
-def test_weight_costs_add_up_to_the_average_width():
+def test_weight_costs_are_whole_bits_that_meet_a_budget_exactly():
+    """As shares of an average they would not: 48 layers of DeiT-T at 3 bits add up to 3.000000000000001."""
     model = tiny_qat()
     layers = [part for part in free_parts(model, find_parts(model, 'layers')) if '(' not in part.name]
-    costs = weight_costs(model, layers, WIDTHS)
-    assert sum(cost[3] for cost in costs) == pytest.approx(3)
-    bits = [2 + index % 3 for index in range(len(layers))]
-    sizes = [model.get_submodule(part.name).weight.numel() for part in layers]
-    average = sum(size * width for size, width in zip(sizes, bits)) / sum(sizes)
-    assert sum(cost[width] for cost, width in zip(costs, bits)) == pytest.approx(average)
+    costs, counts = weight_costs(model, layers, WIDTHS), weight_counts(model, layers)
+    assert counts == [model.get_submodule(part.name).weight.numel() for part in layers]
+    assert all(cost == {width: width * count for width in WIDTHS} for cost, count in zip(costs, counts))
+    assert choose_widths([dict.fromkeys(WIDTHS, 0.0) | {3: -1.0}] * len(layers), costs, 3.0 * sum(counts)) == [3] * len(
+        layers)
 
 
 def test_operation_costs_add_up_to_those_of_the_model():

@@ -82,13 +82,26 @@ def test_merging_leaves_both_as_they_are_and_delete_replaces():
 
 
 def test_the_digest_follows_the_definition_and_not_the_seed():
-    run = Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=1))
-    assert run.digest == Run('other', 'plain', '4/4', 5, 'a.py', dict(b=1)).digest
-    assert len({run.digest, Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=2)).digest,
-                Run('toy', 'plain', '4/4', 0, 'a.py', dict(b=1), 'test').digest}) == 3
+    config = str(CONFIGS / 'fashion_mnist' / 'deit_w4a4.py')
+    run = Run('toy', 'plain', '4/4', 0, config, dict(train_cfg=dict(max_epochs=1)))
+    assert run.digest == Run('other', 'else', '', 5, config, dict(train_cfg=dict(max_epochs=1))).digest
+    assert len({run.digest, Run('toy', 'plain', '4/4', 0, config, dict(train_cfg=dict(max_epochs=7))).digest,
+                Run('toy', 'plain', '4/4', 0, config, run.changes, 'test').digest}) == 3
 
 
-@pytest.mark.parametrize('path', [path for path in SHIPPED if path.stem != 'methods'], ids=lambda path: path.stem)
+def test_the_digest_follows_what_is_inherited_and_a_plan_file(tmp_path):
+    digests = []
+    for lr, bits in ((1, 2), (2, 2), (2, 3)):
+        base = tmp_path / f'base{lr}.py'  # of another name, since what was read is remembered
+        base.write_text(f'model = dict()\noptim_wrapper = dict(lr={lr})')
+        plan = tmp_path / f'plan{bits}.json'
+        plan.write_text(str(bits))
+        policy = dict(type='PlanFile', path=str(plan))
+        digests.append(Run('toy', 'plain', '', 0, str(base), dict(model=dict(policy=policy))).digest)
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize('path', [path for path in SHIPPED if path.stem not in ('methods', 'fashion_mnist_data')], ids=lambda path: path.stem)
 def test_shipped_studies_can_be_read(path):
     study = read_study(path)
     assert study.runs and Path(path.parents[2] / study.config).is_file()
@@ -112,7 +125,15 @@ def test_shipped_tunings_never_look_at_test_images():
     (dict(methods=dict(plain=dict(extends='plian'))), "got 'plian' in .*did you mean 'plain'"),
     (dict(methods=dict(plain=dict(extends='b'), b=dict(extends='plain'))), 'extend a method that does not extend it'),
     (dict(runs=2 * [dict(methods=['plain'], bits=[4], seeds=[0])]), 'each run once, got plain_w4a4_seed0 twice'),
-], ids=['key', 'baseline', 'evaluate_on', 'method', 'group key', 'missing', 'method key', 'extends', 'circle', 'twice'])
+    (dict(runs=[]), 'at least one group of runs, got none'),
+    (dict(runs=[dict(methods='plain', bits=[4], seeds=[0])]), "methods to be a list of at least one, got 'plain'"),
+    (dict(runs=[dict(methods=['plain'], bits=[4], seeds=['x'])]), "seeds to be whole numbers, got 'x'"),
+    (dict(runs=[dict(methods=['plain'], bits=['w2a2'], seeds=[0])]), "bits as 4, or '4/8' .*got 'w2a2'"),
+    (dict(methods=dict(plain=dict(changes='x'))), "changes to be nested as in a config, got 'x'"),
+    (dict(methods=['plain']), r"methods to be a mapping, got \['plain'\]"),
+    (dict(methods={'a/b': {}}), "of letters, digits.*got 'a/b'"),
+], ids=['key', 'baseline', 'evaluate_on', 'method', 'group key', 'missing', 'method key', 'extends', 'circle', 'twice',
+        'no runs', 'no list', 'seed', 'bits', 'changes', 'no mapping', 'name'])
 def test_a_typo_names_the_nearest_known_word(tmp_path, changes, message):
     with pytest.raises(QuantizationError, match=message):
         read_study(study_file(tmp_path, **changes))
@@ -153,7 +174,7 @@ def test_a_file_with_other_columns_is_refused(tmp_path):
 
 def test_a_row_of_a_method_that_was_defined_differently_is_refused(tmp_path):
     run = read_study(study_file(tmp_path)).runs[0]
-    with pytest.raises(QuantizationError, match='plain_w4a4_seed0 made when the study file defined it differently'):
+    with pytest.raises(QuantizationError, match='plain_w4a4_seed0 made with another .00000000, now .*has changed'):
         find([row(run, '90', digest='00000000')], run, tmp_path / 'rows.csv')
 
 
@@ -175,8 +196,9 @@ def test_the_paired_difference_is_that_of_the_t_test(values):
     ours, theirs = ({str(seed): pair[side] for seed, pair in enumerate(values)} for side in (0, 1))
     difference, delta = compare(ours, theirs), np.array([a - b for a, b in values])
     assert difference.mean == pytest.approx(delta.mean(), abs=1e-9)
-    assert difference.error == pytest.approx(delta.std(ddof=1) / math.sqrt(len(delta)), abs=1e-9)
-    if delta.std() > 1e-6:
+    error = delta.std(ddof=1) / math.sqrt(len(delta))
+    if error > 1e-6:
+        assert difference.error == pytest.approx(error)
         expected = stats.ttest_rel(list(ours.values()), list(theirs.values())).pvalue
         assert difference.p == pytest.approx(expected, abs=1e-6)
 
@@ -184,6 +206,12 @@ def test_the_paired_difference_is_that_of_the_t_test(values):
 def test_only_seeds_that_both_have_are_compared():
     assert compare({'0': 2.0, '5': 9.0}, {'0': 1.0, '1': 7.0}).pairs == 1
     assert compare({'5': 9.0}, {'0': 1.0}) is None
+
+
+def test_equal_differences_show_nothing():
+    """One more image right of 360 with each of three seeds is no proof without a spread."""
+    difference = compare(dict(enumerate([97.28, 98.28, 96.28])), dict(enumerate([97.0, 98.0, 96.0])))
+    assert difference.mean == pytest.approx(0.28) and verdict(difference, difference.p) == ''
 
 
 def test_one_pair_shows_nothing():
@@ -211,7 +239,7 @@ def test_marks_do_not_oversell(ours, adjusted, mark):
 
 
 def test_the_table_has_means_and_differences(tmp_path):
-    study = read_study(study_file(tmp_path))
+    study = read_study(study_file(tmp_path, config=str(CONFIGS / 'digits' / 'vit_w4a4.py')))
     values = dict(plain=(90.0, 92.0), bins=(93.0, 94.0))
     rows = [row(run, str(values[run.method][run.seed]), full_precision='95.00', start='80', start_loss='1.5',
                 oscillating='0.25') for run in study.runs if run.bits == '4/4']

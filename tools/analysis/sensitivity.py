@@ -26,13 +26,13 @@ from vvq_mm.analysis.parts import SETS, choose_parts
 from vvq_mm.analysis.sensitivity import weight_share
 from vvq_mm.plots.sensitivity import plot_sensitivity
 from vvq_mm.studies import execute
+from vvq_mm.studies.check import check_configs
 from vvq_mm.studies.leave_one_out import ALL, make_runs, summarise
+from vvq_mm.studies.rows import VERSIONS
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
 from vvq_mm.utils.sensitivity import post_training
 from vvq_mm.utils.suggest import GIGA, parse_budget, suggest
 from vvq_mm.utils.trial import Trial, quantised_model
-
-VERSIONS = ('torch', 'mmengine', 'mmpretrain', 'vvq_mm')
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,6 +101,7 @@ def run_qat(args: argparse.Namespace, cfg: Config, console: Console) -> None:
         config = str(args.out / 'config.py')
         cfg.dump(config)
     runs = make_runs(cfg, config, model.plan, parts, args.seeds, args.out, args.iterations, args.checkpoint)
+    check_configs(runs)
     with tqdm(total=len(runs), desc='trainings') as bar:
         rows = execute(runs, args.out / 'sensitivity.csv', args.out / 'runs', args.jobs,
                        report=lambda done, *_: bar.update(done - bar.n))

@@ -116,11 +116,15 @@ def measure_losses(model: nn.Module, parts: Sequence[Part], widths: Iterable[int
     return losses
 
 
-def weight_costs(model: nn.Module, parts: Sequence[Part], widths: Iterable[int]) -> List[Dict[int, float]]:
-    """Return for each part width -> its share of the average width of the weights of all parts."""
-    sizes = [sum(model.get_submodule(piece.module).weight.numel() for piece in part.pieces if piece.slot == 'weight')
-             for part in parts]
-    return [{width: width * size / sum(sizes) for width in widths} for size in sizes]
+def weight_counts(model: nn.Module, parts: Sequence[Part]) -> List[int]:
+    """Return the number of weights of each part."""
+    return [sum(model.get_submodule(piece.module).weight.numel() for piece in part.pieces if piece.slot == 'weight')
+            for part in parts]
+
+
+def weight_costs(model: nn.Module, parts: Sequence[Part], widths: Iterable[int]) -> List[Dict[int, int]]:
+    """Return for each part width -> bits of its weights; whole numbers, whose sums meet a budget exactly."""
+    return [{width: width * count for width in widths} for count in weight_counts(model, parts)]
 
 
 def operation_costs(model: nn.Module, parts: Sequence[Part], widths: Iterable[int],

@@ -1,37 +1,46 @@
-"""Finding what is wrong with a study before anything is trained."""
+"""Finding what is wrong with runs before any of them is trained."""
 import difflib
 import inspect
+from typing import Sequence
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from vvq_mm.errors import QuantizationError
+from vvq_mm.registry import HOOKS
 from vvq_mm.utils.evaluate import build_model
 from vvq_mm.utils.launch import existing_config
 
-from .definition import Study
+from .run import Run
 
 
-def check_configs(study: Study) -> None:
-    """Read the config and build the model of every method at every width, once.
+def check_configs(runs: Sequence[Run]) -> None:
+    """Read the config of every method at every width, and build its model and hooks, once.
 
     Raises:
-        QuantizationError: a change names no part of the config, or the model cannot be built with it.
+        QuantizationError: a change names no part of the config, or something cannot be built with it.
         FileNotFoundError: the config is not there.
     """
-    known = {*Config.fromfile(existing_config(study.config)), *inspect.signature(Runner).parameters}
-    seen = set()
-    for run in study.runs:
-        if run.digest in seen:
-            continue
-        seen.add(run.digest)
-        where = f'{run.method} at {run.bits} of the study {study.name}'
+    known = {*Config.fromfile(existing_config(runs[0].config)), *inspect.signature(Runner).parameters}
+    for run in {(run.method, run.bits): run for run in runs}.values():
+        where = f'{run.method}{f" at {run.bits}" if run.bits else ""} of the study {run.study}'
         for key in run.changes:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-                raise QuantizationError(f'expected a part of {study.config} to change, got {key!r} in {where}; near '
-                                        f'it: {", ".join(near) or "nothing"}')
+                raise QuantizationError(f'expected a part of {run.config} to change, got {key!r} in {where}; near it: '
+                                        f'{", ".join(near) or "nothing"}')
         try:
-            build_model(Config.fromstring(run.config_text(), '.py'))
-        except (QuantizationError, TypeError, KeyError) as error:
-            raise QuantizationError(f'{where}: {error}') from error
+            cfg = Config.fromstring(run.config_text(), '.py')
+            build_model(cfg)
+            named = dict(cfg.get('default_hooks') or {}, **dict(enumerate(cfg.get('custom_hooks') or [])))
+            hooks = [HOOKS.build(dict(hook)) for name, hook in named.items()
+                     if isinstance(hook, dict) and ('type' in hook or name not in _DEFAULT_HOOKS)]
+        except Exception as error:  # whatever it is, it comes from the config, and it is better said now
+            raise QuantizationError(f'{where}: {type(error).__name__}: {error}') from error
+        if not any(type(hook).__name__ == 'AccuracyReportHook' for hook in hooks):
+            raise QuantizationError(f'expected an AccuracyReportHook in {run.config}, got none in {where}: a row is what '
+                                    "it reports; add accuracy=dict(type='vvq_mm.AccuracyReportHook') to default_hooks")
+
+
+# MMEngine fills in the type of these
+_DEFAULT_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')

@@ -6,6 +6,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 from scipy import stats
 
 CLEAR, LIKELY = 0.05, 2  # largest adjusted p, and fewest standard errors
+SMALLEST = 1e-9  # standard error that is more than rounding
 
 
 class Difference(NamedTuple):
@@ -13,9 +14,9 @@ class Difference(NamedTuple):
 
     Args:
         mean (float): in the unit of the values.
-        error (float): its standard error, nan with one pair.
+        error (float): its standard error, nan with one pair or with equal differences.
         pairs (int): number of seeds that both have.
-        p (float): of the two-sided paired t-test, nan with one pair.
+        p (float): of the two-sided paired t-test, nan where the error is.
     """
 
     mean: float
@@ -25,8 +26,8 @@ class Difference(NamedTuple):
 
     @property
     def beyond_two_errors(self) -> bool:
-        """Whether the mean is more than two standard errors from zero; never with one pair."""
-        return self.pairs > 1 and abs(self.mean) > LIKELY * self.error
+        """Whether the mean is more than two standard errors from zero; never where the error is nan."""
+        return abs(self.mean) > LIKELY * self.error
 
 
 def compare(ours: Dict[str, float], theirs: Dict[str, float]) -> Optional[Difference]:
@@ -43,8 +44,8 @@ def compare(ours: Dict[str, float], theirs: Dict[str, float]) -> Optional[Differ
         return Difference(pairs[0], float('nan'), 1, float('nan'))
     error = stdev(pairs) / sqrt(len(pairs))
     centre = mean(pairs)
-    if error == 0:
-        return Difference(centre, 0.0, len(pairs), 0.0 if centre else 1.0)
+    if error < SMALLEST:  # equal differences, a coincidence of coarse values: they say nothing of the spread
+        return Difference(centre, float('nan'), len(pairs), float('nan'))
     return Difference(centre, error, len(pairs), float(2 * stats.t.sf(abs(centre) / error, len(pairs) - 1)))
 
 

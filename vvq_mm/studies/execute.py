@@ -33,7 +33,7 @@ def execute(runs: Sequence[Run], file: Path, folder: Path, jobs: int = 1, thread
         QuantizationError: the file is not this study's, another process writes it, or a run failed; the message names
             its log.
     """
-    with lock(file):
+    with lock(file), lock(folder):
         return _execute(runs, file, folder, jobs, threads, report)
 
 

@@ -1,8 +1,11 @@
 """The tables of a study, from its rows alone."""
+from math import isfinite
 from statistics import mean, stdev
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from .compare import CLEAR, Difference, compare, holm, verdict
+from scipy import stats
+
+from .compare import CLEAR, LIKELY, Difference, compare, holm, verdict
 from .definition import Study
 
 CAPTION = '''\
@@ -10,7 +13,8 @@ Top-1 accuracy in % of the last checkpoint on {images}: mean ± sample standard 
 Each run is {steps} steps and {crops} crops from the same full-precision model ({full_precision} %). Differences are
 paired by seed, in points, ± their standard error; `*` is more than two standard errors from zero, `**` also has a
 paired t-test with p < {clear} after Holm's correction for the {count} comparisons of this table. With so few seeds only
-large, steady differences can reach that; what has no mark is not shown to differ, and not shown to be equal either.
+large, steady differences can reach that, and a `*` alone comes by chance in {chance} of the comparisons of equal methods.
+What has no mark is not shown to differ, and not shown to be equal either.
 Training took {seconds} s a run (median), on a machine shared with other work.'''
 
 
@@ -54,7 +58,7 @@ def _arrange(study: Study, rows: Sequence[dict]) -> Tuple[dict, List[str], List[
     for row in rows:
         groups.setdefault((row['method'], row['bits']), {})[row['seed']] = row
     methods = [name for name in study.methods if any(name == method for method, _ in groups)]
-    widths = list(dict.fromkeys(run.bits for run in study.runs if any(run.bits == bits for _, bits in groups)))
+    widths = sorted({bits for _, bits in groups}, key=lambda bits: [-int(part) for part in bits.split('/')])
     return groups, methods, widths, {name: study.methods[name].title for name in methods}
 
 
@@ -119,7 +123,7 @@ def _last(groups: dict, name: str, bits: str) -> Dict[str, float]:
 
 
 def _cell(value: Difference, mark: str) -> str:
-    error = f' ± {value.error:.2f}' if value.pairs > 1 else ''
+    error = f' ± {value.error:.2f}' if isfinite(value.error) else ''
     return f'{value.mean:+.2f}{error}{" " if mark else ""}{mark}'
 
 
@@ -130,6 +134,7 @@ def _caption(study: Study, rows: Sequence[dict], groups: dict) -> List[str]:
     images = dict(val='the validation split', test='the test images')[rows[0]['evaluated_on']]
     text = CAPTION.format(
         images=images, seeds=f'{" to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds',
+        chance=f'{2 * stats.t.sf(LIKELY, max(seeds[-1], 2) - 1):.0%}',
         steps=_several(rows, 'steps'), crops=_several(rows, 'crops'), clear=CLEAR, count=count,
         full_precision=' or '.join(dict.fromkeys(row['full_precision'] for row in rows if row['full_precision'])),
         seconds=f'{seconds[len(seconds) // 2]:.0f}')

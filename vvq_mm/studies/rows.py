@@ -20,6 +20,8 @@ def read_rows(file: Path, study: str) -> List[dict]:
     Raises:
         QuantizationError: it holds something else, or rows of another study.
     """
+    if file.is_dir():
+        raise QuantizationError(f'expected a CSV file, got the folder {file}; name a file in it')
     if not file.is_file():
         return []
     with file.open(newline='', encoding='utf-8') as stream:
@@ -47,19 +49,19 @@ def write_rows(file: Path, rows: Sequence[dict]) -> None:
 
 
 @contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Keep a second study away from ``file`` meanwhile; the lock ends with the process, whatever ends it.
+def lock(path: Path) -> Iterator[None]:
+    """Keep a second study away from a file or folder meanwhile; the lock ends with the process, whatever ends it.
 
     Raises:
         QuantizationError: another process holds it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix('.csv.lock').open('w') as stream:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f'{path.name}.lock').open('w') as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise QuantizationError(f'expected to be the only study that writes {file}, another one is at it; wait for '
-                                    'it, or give another --csv') from error
+            raise QuantizationError(f'expected to be the only study that writes {path}, another one is at it; wait for '
+                                    'it, or give another --csv and --work-dir') from error
         yield
 
 
@@ -73,7 +75,8 @@ def find(rows: Sequence[dict], run: Run, file: Path) -> List[dict]:
              if (row['method'], row['bits'], row['seed']) == (run.method, run.bits, str(run.seed))]
     for row in found:
         if row['digest'] != run.digest:
-            raise QuantizationError(f'expected rows of today\'s definition in {file}, got one of {run.name} made when '
-                                    f'the study file defined it differently ({row["digest"]}, now {run.digest}); '
-                                    'remove the row to train it again, or give another --csv')
+            raise QuantizationError(f'expected rows of the present definition in {file}, got one of {run.name} made '
+                                    f'with another ({row["digest"]}, now {run.digest}): the study, the config that it '
+                                    'inherits or a plan file has changed; remove the row to train it again, or give '
+                                    'another --csv')
     return found

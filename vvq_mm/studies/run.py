@@ -2,9 +2,12 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from pprint import pformat
 from typing import Any, Dict
+
+from mmengine.config import Config
 
 EVALUATE_ON = ('val', 'test')
 # `_delete_`, since a config that inherits would otherwise keep what only the validation has, such as `indices`
@@ -13,6 +16,12 @@ USE_TEST_IMAGES = [
     'val_evaluator = dict(_delete_=True, **_base_.test_evaluator) if isinstance(_base_.test_evaluator, dict) '
     'else _base_.test_evaluator',
 ]
+# the parts of a config that decide what is trained and measured
+DECISIVE = ('model', 'data_preprocessor', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'optim_wrapper',
+            'param_scheduler', 'train_cfg', 'default_hooks', 'custom_hooks')
+# hooks, by name, that change nothing in what is trained
+PASSIVE = ('accuracy', 'check_finite', 'checkpoint', 'exact_resume', 'logger', 'safe_checkpoint', 'summary', 'timer',
+           'visualization')
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,33 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that change when the definition of the run does; not its study's name or seed."""
-        facts = [self.config, self.changes, self.evaluate_on]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits of what is trained: they follow the inherited config and a plan file, not the seed.
+
+        What an inherited setting says counts as if it were written in the study; the name of the checkpoint that
+        training starts from counts, its weights do not.
+        """
+        return _digest(self._text(self.changes))
 
     def config_text(self) -> str:
         """Return the config of the run, for ``tools/train.py`` as well."""
+        return self._text(merge(self.changes, dict(randomness=dict(seed=self.seed))))
+
+    def _text(self, changes: dict) -> str:
         lines = [f'_base_ = [{str(Path(self.config).absolute())!r}]', '']
-        changes = merge(self.changes, dict(randomness=dict(seed=self.seed)))
         lines += [f'{key} = {pformat(value, width=110, sort_dicts=False)}' for key, value in changes.items()]
-        if self.evaluate_on == 'test':
-            lines += USE_TEST_IMAGES
-        return '\n'.join([*lines, ''])
+        return '\n'.join([*lines, *(USE_TEST_IMAGES if self.evaluate_on == 'test' else []), ''])
+
+
+@lru_cache(maxsize=None)
+def _digest(text: str) -> str:
+    cfg = Config.fromstring(text, '.py').to_dict()
+    facts = {key: cfg[key] for key in DECISIVE if key in cfg}
+    facts['default_hooks'] = {key: hook for key, hook in (cfg.get('default_hooks') or {}).items() if key not in PASSIVE}
+    facts['load_from'] = Path(cfg.get('load_from') or '').name
+    path = (facts['model'].get('policy') or {}).get('path')  # a plan file
+    if path is not None and Path(path).is_file():
+        facts['plan'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def merge(first: dict, second: dict) -> dict:

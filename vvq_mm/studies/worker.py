@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 import vvq_mm  # noqa: F401  tells MMEngine where `vvq_mm::` configs are
 from vvq_mm.hooks import AccuracyReportHook, OscillationHook
@@ -52,15 +52,14 @@ def measure(runner: Runner) -> dict:
     history = next((hook.tracker.history for hook in runner.hooks if isinstance(hook, OscillationHook)), {})
     dataloader, losses = runner.train_dataloader, runner.message_hub.log_scalars.get('train/loss')
     crops = crops_per_image(dataloader.dataset)
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        seen = runner.iter * dataloader.batch_size
-    else:
-        seen = runner.epoch * len(dataloader.dataset)
+    passes, rest = divmod(runner.iter, len(dataloader))
+    whole = len(dataloader) * dataloader.batch_size  # images of a pass, without a partial batch if that is left out
+    images = passes * min(whole, len(dataloader.dataset)) + rest * dataloader.batch_size
     return dict(
         full_precision=_text(report.get('float'), 2), start=_text(report.get('calibrated'), 2),
         start_loss=_text(report.get('calibrated_loss'), 4), last=_text(report.get('last'), 2),
         train_loss=_text(losses.mean(50) if losses else None, 4),
-        oscillating=_text((history.get('share') or [None])[-1], 5), steps=str(runner.iter), crops=str(seen * crops))
+        oscillating=_text((history.get('share') or [None])[-1], 5), steps=str(runner.iter), crops=str(images * crops))
 
 
 def _text(value, digits: int) -> str:

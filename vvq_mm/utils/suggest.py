@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from vvq_mm.analysis.cost import Cost, model_cost, multiply_accumulates
 from vvq_mm.analysis.mixed_precision import (choose_widths, free_parts, measure_losses, operation_costs, weight_costs,
-                                             with_widths)
+                                             weight_counts, with_widths)
 from vvq_mm.analysis.parts import Part, find_parts
 from vvq_mm.errors import QuantizationError
 from vvq_mm.policy import QuantPlan
@@ -87,7 +87,8 @@ def suggest(trial: Trial, kind: str, budget: float, widths: Sequence[int]) -> Su
     every = free_parts(model, find_parts(model, 'layers'))
     layers = [part for part in every if _has_weight(part)]
     if kind == 'average_bits':
-        parts, costs, limit = layers, weight_costs(model, layers, widths), budget
+        parts, costs = layers, weight_costs(model, layers, widths)
+        limit = budget * sum(weight_counts(model, layers))
     else:
         accumulates = multiply_accumulates(model, trial.image())
         parts, costs = every, operation_costs(model, every, widths, accumulates)
@@ -134,5 +135,5 @@ def _candidate(trial: Trial, plan: QuantPlan, layers: Sequence[Part]) -> Candida
     trial.use(plan)
     widths = [plan.slots[part.pieces[0].module]['weight']['bits'] for part in layers]
     costs = weight_costs(trial.model, layers, sorted(set(widths)))
-    average = sum(cost[bits] for cost, bits in zip(costs, widths))
+    average = sum(cost[bits] for cost, bits in zip(costs, widths)) / sum(weight_counts(trial.model, layers))
     return Candidate(plan, trial.score(), model_cost(trial.model, trial.image()), average)
