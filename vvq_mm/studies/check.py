@@ -32,8 +32,8 @@ def check_configs(runs: Sequence[Run]) -> None:
         try:
             cfg = Config.fromstring(run.config_text(), '.py')
             build_model(cfg)
-            named = dict(cfg.get('default_hooks') or {}, **dict(enumerate(cfg.get('custom_hooks') or [])))
-            hooks = [HOOKS.build(dict(hook)) for name, hook in named.items()
+            named = [*(cfg.get('default_hooks') or {}).items(), *enumerate(cfg.get('custom_hooks') or [])]
+            hooks = [HOOKS.build(dict(hook)) for name, hook in named
                      if isinstance(hook, dict) and ('type' in hook or name not in _DEFAULT_HOOKS)]
         except Exception as error:  # whatever it is, it comes from the config, and it is better said now
             raise QuantizationError(f'{where}: {type(error).__name__}: {error}') from error
