@@ -140,6 +140,13 @@ def shipped_tables():
             if re.search(f'<!-- study {path.stem}( summary)?: begin', page.read_text(encoding='utf-8'))]
 
 
+def test_every_shipped_study_has_its_tables_on_a_page():
+    assert {(path.stem, page.name) for path, page in shipped_tables()} == {
+        ('digits', 'ablation.md'), ('digits_shipped', 'README.md'), ('fashion_mnist', 'README.md'),
+        ('fashion_mnist', 'ablation.md'), ('fashion_mnist_start', 'ablation.md'),
+        ('fashion_mnist_tuning', 'ablation.md')}
+
+
 @pytest.mark.parametrize('path, page', shipped_tables(), ids=lambda path: path.name)
 def test_shipped_tables_are_those_of_the_rows(here, path, page):
     assert here(REPOSITORY, path.relative_to(REPOSITORY), '--report', '--check', page) == ''

@@ -112,6 +112,25 @@ def test_shipped_tunings_never_look_at_test_images():
     assert tunings and all(run.evaluate_on == 'val' for study in tunings for run in study.runs)
 
 
+@pytest.mark.parametrize('bits', [4, 3, 2])
+def test_the_shipped_fashion_mnist_config_is_what_the_study_supports(bits):
+    run = next(run for run in read_study(CONFIGS / 'studies' / 'fashion_mnist.yaml').runs
+               if (run.method, run.bits) == ('lsq_plus', f'{bits}/{bits}'))
+    studied = Config.fromstring(run.config_text(), '.py')
+    shipped = Config.fromfile(CONFIGS / 'fashion_mnist' / f'deit_w{bits}a{bits}.py')
+    for key in ('policy', 'backbone', 'distiller.type'):
+        assert _get(studied.model, key) == _get(shipped.model, key)
+    for key in ('train_dataloader.batch_size', 'train_dataloader.dataset', 'optim_wrapper', 'param_scheduler',
+                'train_cfg.max_iters', 'default_hooks.oscillation.regularizer', 'load_from'):
+        assert _get(studied, key) == _get(shipped, key), key
+
+
+def _get(config, key):
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
 # what is refused
 
 @pytest.mark.parametrize('changes, message', [
