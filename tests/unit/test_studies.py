@@ -16,6 +16,7 @@ from vvq_mm.studies.compare import verdict
 from vvq_mm.studies.report import make_summary, make_tables, spread
 from vvq_mm.studies.rows import find, lock, write_rows
 from vvq_mm.studies.run import merge
+from vvq_mm.studies.worker import images_seen
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SHIPPED = sorted((CONFIGS / 'studies').glob('*.yaml'))
@@ -203,6 +204,11 @@ def test_two_studies_do_not_write_one_file(tmp_path):
             execute([], tmp_path / 'rows.csv', tmp_path)
     with lock(tmp_path / 'rows.csv'):
         pass
+
+
+@pytest.mark.parametrize('batches, expected', [(12, 24016), (11, 25600)], ids=['partial last batch', 'left out'])
+def test_crops_are_those_that_were_drawn(batches, expected):
+    assert images_seen(iterations=200, batches=batches, batch_size=128, images=1437) == expected
 
 
 # what differences show

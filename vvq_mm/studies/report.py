@@ -10,8 +10,8 @@ from .definition import Study
 
 CAPTION = '''\
 Top-1 accuracy in % of the last checkpoint on {images}: mean ± sample standard deviation over {seeds}.
-Each run is {steps} steps and {crops} crops from the same full-precision model ({full_precision} %). Differences are
-paired by seed, in points, ± their standard error; `*` is more than two standard errors from zero, `**` also has a
+Each run is {steps} steps and {crops} crops from the same full-precision model ({full_precision} %). Differences to
+the baseline ({baseline}) and to the method that a row extends are paired by seed, in points, ± their standard error; `*` is more than two standard errors from zero, `**` also has a
 paired t-test with p < {clear} after Holm's correction for the {count} comparisons of this table. With so few seeds only
 large, steady differences can reach that, and a `*` alone comes by chance in {chance} of the comparisons of equal methods.
 What has no mark is not shown to differ, and not shown to be equal either.
@@ -133,7 +133,7 @@ def _caption(study: Study, rows: Sequence[dict], groups: dict) -> List[str]:
     seeds = sorted({len(found) for found in groups.values()})
     images = dict(val='the validation split', test='the test images')[rows[0]['evaluated_on']]
     text = CAPTION.format(
-        images=images, seeds=f'{" to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds',
+        images=images, baseline=study.methods[study.baseline].title, seeds=f'{" to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds',
         chance=f'{2 * stats.t.sf(LIKELY, max(seeds[-1], 2) - 1):.0%}',
         steps=_several(rows, 'steps'), crops=_several(rows, 'crops'), clear=CLEAR, count=count,
         full_precision=' or '.join(dict.fromkeys(row['full_precision'] for row in rows if row['full_precision'])),

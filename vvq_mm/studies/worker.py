@@ -52,14 +52,23 @@ def measure(runner: Runner) -> dict:
     history = next((hook.tracker.history for hook in runner.hooks if isinstance(hook, OscillationHook)), {})
     dataloader, losses = runner.train_dataloader, runner.message_hub.log_scalars.get('train/loss')
     crops = crops_per_image(dataloader.dataset)
-    passes, rest = divmod(runner.iter, len(dataloader))
-    whole = len(dataloader) * dataloader.batch_size  # images of a pass, without a partial batch if that is left out
-    images = passes * min(whole, len(dataloader.dataset)) + rest * dataloader.batch_size
+    images = images_seen(runner.iter, len(dataloader), dataloader.batch_size, len(dataloader.dataset))
     return dict(
         full_precision=_text(report.get('float'), 2), start=_text(report.get('calibrated'), 2),
         start_loss=_text(report.get('calibrated_loss'), 4), last=_text(report.get('last'), 2),
         train_loss=_text(losses.mean(50) if losses else None, 4),
         oscillating=_text((history.get('share') or [None])[-1], 5), steps=str(runner.iter), crops=str(images * crops))
+
+
+def images_seen(iterations: int, batches: int, batch_size: int, images: int) -> int:
+    """Return how many images a training drew, where the last of the ``batches`` of a pass may be partial or left out.
+
+    Example:
+        >>> images_seen(iterations=3, batches=2, batch_size=4, images=5)  # 4 + 1, then 4
+        9
+    """
+    passes, rest = divmod(iterations, batches)
+    return passes * min(batches * batch_size, images) + rest * batch_size
 
 
 def _text(value, digits: int) -> str:
