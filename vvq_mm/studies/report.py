@@ -78,19 +78,22 @@ def accuracy_table(study: Study, groups: dict, methods: List[str], widths: List[
 
 def start_table(groups: dict, methods: List[str], widths: List[str], names: dict) -> List[str]:
     """Return a line per method: accuracy and loss right after calibration, and oscillating weights at the end."""
-    whats = ('start', 'start loss', 'oscillating')
+    trained = any(row['last'] for rows in groups.values() for row in rows.values())
+    whats = ('start', 'start loss', 'oscillating')[:3 if trained else 2]
     lines = _head(['method', *(f'W{bits.replace("/", "A")} {what}' for bits in widths for what in whats)])
     for name in methods:
         line = [names[name]]
         for bits in widths:
             rows = groups.get((name, bits), {}).values()
-            line += [spread([row['start'] for row in rows]), spread([row['start_loss'] for row in rows]),
+            cells = [spread([row['start'] for row in rows]), spread([row['start_loss'] for row in rows]),
                      spread([row['oscillating'] and 100 * float(row['oscillating']) for row in rows], unit=' %')]
+            line += cells[:len(whats)]
         lines.append(_line(line))
-    caption = ['', '"Start" is the quantised model right after calibration, before any step: accuracy in % and '
-               'cross-entropy of the labels;', '"oscillating" the share of the weights of at most 4 bits that '
-               'oscillate at the end of the training.']
-    return lines + caption
+    lines += ['', '"Start" is the quantised model right after calibration, before any step: accuracy in % and '
+              'cross-entropy of the labels.']
+    if trained:
+        lines.append('"Oscillating" is the share of the weights of at most 4 bits that oscillate at the end of training.')
+    return lines
 
 
 def spread(values: Sequence, unit: str = '') -> str:
