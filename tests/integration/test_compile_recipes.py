@@ -13,7 +13,7 @@ from vvq_mm.layers import product
 from vvq_mm.losses import BinRegularizer
 
 RECIPES = {f'{path.parent.name}/{path.stem}': path for path in TEXT if path.stem[-4:] in ('w2a2', 'w3a3', 'w4a4')}
-TRACED = ('vvq/deit_t_w4a4', 'vvq/swin_t_w4a4', 'digits/vit_w4a4')  # one of each graph
+TRACED = ('vvq/deit_t_w4a4', 'vvq/swin_t_w4a4', 'digits/vit_w4a4', 'fashion_mnist/deit_w4a4')  # one of each graph
 SMALL_VIT = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=48)
 SMALL_SWIN = dict(embed_dims=12, depths=[2, 1, 1, 1], num_heads=[1, 2, 4, 4])  # the second block shifts its windows
 TIMM = {

@@ -1,5 +1,6 @@
 """Leave-one-part-out by training (arXiv 2307.00331, section 4.1): the runs, and what their rows show."""
 import json
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import List, Optional, Sequence
@@ -92,5 +93,5 @@ def summarise(rows: Sequence[dict], parts: Sequence[Part], shares: Sequence[floa
         ours = last[f'{ALL} but {part.name}']
         difference = compare(ours, last[ALL])
         gains.append(dict(part=part.name, weights=share, top1=mean(ours.values()), gain_top1=difference.mean,
-                          error=difference.error if difference.pairs > 1 else None, seeds=difference.pairs))
+                          error=difference.error if isfinite(difference.error) else None, seeds=difference.pairs))
     return sorted(gains, key=lambda gain: -gain['gain_top1'])
