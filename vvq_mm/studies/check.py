@@ -33,13 +33,21 @@ def check_configs(runs: Sequence[Run]) -> None:
             cfg = Config.fromstring(run.config_text(), '.py')
             build_model(cfg)
             named = [*(cfg.get('default_hooks') or {}).items(), *enumerate(cfg.get('custom_hooks') or [])]
-            hooks = [HOOKS.build(dict(hook)) for name, hook in named
+            hooks = [_check_hook(dict(hook)) for name, hook in named
                      if isinstance(hook, dict) and ('type' in hook or name not in _DEFAULT_HOOKS)]
         except Exception as error:  # whatever it is, it comes from the config, and it is better said now
             raise QuantizationError(f'{where}: {type(error).__name__}: {error}') from error
-        if not any(type(hook).__name__ == 'AccuracyReportHook' for hook in hooks):
+        if not any(str(hook).endswith('AccuracyReportHook') for hook in hooks):
             raise QuantizationError(f'expected an AccuracyReportHook in {run.config}, got none in {where}: a row is what '
                                     "it reports; add accuracy=dict(type='vvq_mm.AccuracyReportHook') to default_hooks")
+
+
+def _check_hook(hook: dict) -> str:
+    """Return the hook's type; one of this package is built, others may need a Runner around them."""
+    kind = hook['type'] if isinstance(hook['type'], str) else f'{hook["type"].__module__}.{hook["type"].__name__}'
+    if kind.startswith('vvq_mm.'):
+        HOOKS.build(hook)
+    return kind
 
 
 # MMEngine fills in the type of these

@@ -6,7 +6,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 from scipy import stats
 
 CLEAR, LIKELY = 0.05, 2  # largest adjusted p, and fewest standard errors
-SMALLEST = 1e-9  # standard error that is more than rounding
+SMALLEST = 0.01  # standard error that is more than the rounding of the rows
 
 
 class Difference(NamedTuple):
@@ -44,7 +44,7 @@ def compare(ours: Dict[str, float], theirs: Dict[str, float]) -> Optional[Differ
         return Difference(pairs[0], float('nan'), 1, float('nan'))
     error = stdev(pairs) / sqrt(len(pairs))
     centre = mean(pairs)
-    if error < SMALLEST:  # equal differences, a coincidence of coarse values: they say nothing of the spread
+    if error < SMALLEST:  # equal but for rounding, a coincidence of coarse values: they say nothing of the spread
         return Difference(centre, float('nan'), len(pairs), float('nan'))
     return Difference(centre, error, len(pairs), float(2 * stats.t.sf(abs(centre) / error, len(pairs) - 1)))
 
