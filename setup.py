@@ -26,6 +26,7 @@ setup(
         'mmpretrain>=1.2.0,<2.0',
         'timm>=1.0',
         'numpy',
+        'safetensors>=0.5',
         'matplotlib',
         'pyyaml',
         'scikit-learn',
@@ -38,6 +39,7 @@ setup(
     extras_require={
         'lite': ['mmcv-lite>=2.0.0,<2.4.0'],
         'bench': ['torchao', 'brevitas'],
+        'deploy': ['onnx>=1.20', 'onnxscript>=0.7', 'onnxruntime>=1.23', 'openvino>=2025.0'],
         'tests': ['pytest>=7', 'pytest-xdist', 'hypothesis', 'tensorboard'],
     },
     classifiers=[

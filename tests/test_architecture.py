@@ -22,6 +22,7 @@ FLOORS = [
     {'calibration', 'weight_layers'},
     {'oscillation', 'analysis', 'plots'},
     {'utils'},
+    {'export'},
     {'losses', 'distillers'},
     {'models', 'datasets', 'hooks'},
     {'benchmarks', 'studies'},
@@ -37,6 +38,7 @@ THIRD_PARTY = {
     'benchmarks': {'matplotlib', 'mmengine', 'mmpretrain', 'rich'},
     'studies': {'mmengine', 'scipy', 'yaml'},
     'utils': {'mmengine', 'mmpretrain', 'mmcv', 'timm', 'tqdm'},
+    'export': {'mmengine', 'mmpretrain', 'mmcv', 'safetensors', 'tqdm'},
     'distillers': {'mmengine', 'mmpretrain', 'mmcv'},
     'models': {'mmengine', 'mmpretrain', 'mmcv'},
     'datasets': {'mmengine', 'mmpretrain', 'mmcv', 'PIL', 'sklearn', 'torchvision'},
@@ -131,7 +133,7 @@ def test_registered_components_are_what_they_are():
         node.import_from_location()
         names[kind] = sorted(name for name, item in node.module_dict.items() if item.__module__.startswith('vvq_mm.'))
     assert names == dict(
-        MODELS=['BinRegularizer', 'DampeningRegularizer', 'QATImageClassifier', 'QATTimmClassifier',
+        MODELS=['BinRegularizer', 'DampeningRegularizer', 'ExportedClassifier', 'QATImageClassifier', 'QATTimmClassifier',
                 'SoftLabelDistiller', 'SumDistiller', 'TeacherDistiller'],
         HOOKS=['AccuracyReportHook', 'CalibrateHook', 'CheckFiniteHook', 'ExactResumeHook', 'OscillationHook',
                'SafeCheckpointHook', 'TrainingSummaryHook'],

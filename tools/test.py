@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with a config file."""
+"""Evaluate a checkpoint, or an exported file, with a config file."""
 import argparse
 from copy import deepcopy
 
@@ -6,13 +6,16 @@ import mmengine
 import vvq_mm  # noqa: F401  tells MMEngine where `vvq_mm::` configs are
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+from vvq_mm.export.runtimes import BACKENDS
+from vvq_mm.models import use_exported_file
 from vvq_mm.utils.launch import add_common_arguments, build_runner, errors_in_a_sentence, finish_config, load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or with --backend an exported file')
+    parser.add_argument('--backend', choices=list(BACKENDS), help='run a file of tools/export.py with this')
     parser.add_argument('--out', help='file for the results (.pkl, .json or .yml)')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='content of --out; predictions by default')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
@@ -23,6 +26,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out_item is not None and args.out is None:
         parser.error('--out-item needs --out FILE')
+    if args.backend is not None and args.launcher != 'none':
+        parser.error('--backend runs in one process; leave --launcher out')
     return args
 
 
@@ -35,9 +40,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.default_hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
         cfg.default_hooks.visualization.update(enable=True, show=args.show, wait_time=args.wait_time,
                                                out_dir=args.show_dir, interval=args.interval)
+    finish_config(cfg, args, ('test_dataloader',))
+    if args.backend is not None:  # after `--cfg-options`, which mean the model of the config
+        use_exported_file(cfg, args.checkpoint, args.backend)
     if args.tta:
         use_test_time_augmentation(cfg)
-    finish_config(cfg, args, ('test_dataloader',))
     return cfg
 
 
