@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / 'README.md'
+DEPLOY = ['onnx>=1.20', 'onnxscript>=0.7', 'onnxruntime>=1.24', 'openvino>=2026.0']
 
 setup(
     name='vvq_mm',
@@ -39,8 +40,8 @@ setup(
     extras_require={
         'lite': ['mmcv-lite>=2.0.0,<2.4.0'],
         'bench': ['torchao', 'brevitas'],
-        'deploy': ['onnx>=1.20', 'onnxscript>=0.7', 'onnxruntime>=1.23', 'openvino>=2025.0'],
-        'tests': ['pytest>=7', 'pytest-xdist', 'hypothesis', 'tensorboard'],
+        'deploy': DEPLOY,
+        'tests': ['pytest>=7', 'pytest-xdist', 'hypothesis', 'tensorboard', *DEPLOY],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

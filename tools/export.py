@@ -3,6 +3,7 @@
     python tools/export.py configs/digits/vit_w2a2.py work_dirs/vit_w2a2/epoch_24.pth --format packed onnx --out exported
 """
 import argparse
+import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 def show(summary: dict, out: Path) -> None:
     """Print sizes, parity and what stays in float."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     sizes = summary['sizes']
     table = Table(title=f'{sizes["float32"] / 1e6:.2f} MB in float32; {sizes["theory"] / 1e6:.2f} MB with every quantised '
                         'weight at its width')

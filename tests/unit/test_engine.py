@@ -1,4 +1,4 @@
-"""The integer engine: frozen codes against naive float64 products, and whole models against their fake-quantised ones."""
+"""The integer engine: frozen codes against naive float64 products, blocks of models against fake-quantised ones."""
 import copy
 
 import pytest
@@ -163,14 +163,14 @@ def pair(request):
 
 
 def test_every_block_computes_what_the_fake_quantised_one_does(pair):
-    """Most outputs are equal but for rounding; behind an activation at the border of two codes some are a step apart."""
+    """Most outputs are equal but for rounding; behind an activation at a border of two codes some are a step apart."""
     model, engine, images = pair
     blocks = {name for name, module in model.named_modules()
               if isinstance(module, (AttentionMixin, WeightedMixin)) and module.SLOTS}
     calls = {}
     for name in blocks:
         model.get_submodule(name).register_forward_hook(
-            lambda module, args, kwargs, out, name=name: calls.__setitem__(name, (args, kwargs, out)), with_kwargs=True)
+            lambda _, args, kwargs, out, name=name: calls.__setitem__(name, (args, kwargs, out)), with_kwargs=True)
     with torch.no_grad():
         model(images)
         for name, (args, kwargs, expected) in calls.items():
@@ -214,7 +214,8 @@ def test_engines_of_different_plans_do_not_share_compiled_code():
         assert (engine(images[:1]) - model(images[:1])).abs().max() <= 1e-5  # another shape
 
 
-@pytest.mark.parametrize('model, words', [(tiny_vit, 'quantised'), (tiny_qat, 'calibrated')], ids=['float', 'not ready'])
+@pytest.mark.parametrize('model, words', [(tiny_vit, 'quantised'), (tiny_qat, 'calibrated')],
+                         ids=['float', 'not calibrated'])
 def test_a_model_that_is_not_ready_is_refused(model, words):
     with pytest.raises(QuantizationError, match=words):
         integer_engine(model())

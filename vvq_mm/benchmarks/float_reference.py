@@ -16,7 +16,7 @@ from vvq_mm.export.runtimes import file_kind
 from vvq_mm.surgery import unquantize_
 from vvq_mm.utils.teacher import load_weights
 
-OPSETS = (DEFAULT_OPSET, 23)  # 23 has attention as one operator
+OPSETS = (21, DEFAULT_OPSET)  # attention is written out in the first and one operator from 23 on
 SAME = ('model', 'plan', 'num_classes', 'input_shape')  # in the descriptions of two files of one model
 
 

@@ -1,6 +1,6 @@
 """Latency, memory and accuracy of the inference benchmark's rows, each number of threads in a process of its own.
 
-A fresh process has no idle threads of other rows' pools, and compiles for its number of threads. Within it all rows take
+A fresh process has no idle threads of other pools, and compiles for its number of threads. Within it all rows take
 turns, see :func:`vvq_mm.benchmarks.interleaved`.
 """
 import gc
@@ -17,8 +17,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmpretrain.registry import MODELS
 from mmpretrain.utils import register_all_modules
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
-from tqdm import tqdm
 
 from vvq_mm.errors import QuantizationError
 from vvq_mm.utils.evaluate import build_batches
@@ -94,7 +95,7 @@ def measure(rows: Sequence[Row], input_shape: Sequence[int], batch_sizes: Sequen
     """
     _prepare(threads)
     measured, networks = Measured(), {}
-    for row in tqdm(rows, desc=f'open, {threads} thread{"s" * (threads > 1)}', leave=False):
+    for row in _bar(rows, f'open, {threads} thread{"s" * (threads > 1)}'):
         try:
             networks[row.name] = open_row(row, threads)
             networks[row.name](torch.zeros(batch_sizes[0], *input_shape))
@@ -129,7 +130,7 @@ def count_correct(networks: Dict[str, Callable[[Tensor], Tensor]], test_images: 
     batches = build_batches(Config.fromfile(test_images.config).test_dataloader, test_images.images, batch_size)
     preprocessor = MODELS.build({'type': 'mmpretrain.ClsDataPreprocessor', **test_images.preprocessor})
     correct, total = dict.fromkeys(networks, 0), 0
-    for data in tqdm(batches, desc='accuracy', leave=False, disable=not networks):
+    for data in _bar(batches, 'accuracy') if networks else ():
         data = preprocessor(data, False)
         images, labels = data['inputs'], torch.cat([sample.gt_label for sample in data['data_samples']])
         whole = images[torch.arange(batch_size) % len(images)]
@@ -137,6 +138,10 @@ def count_correct(networks: Dict[str, Callable[[Tensor], Tensor]], test_images: 
             correct[name] += int((run(whole)[:len(images)].argmax(-1) == labels).sum())
         total += len(images)
     return {name: 100 * count / total for name, count in correct.items()}
+
+
+def _bar(items, title: str):
+    return track(items, title, console=Console(stderr=True), transient=True)
 
 
 def peak_memory_of(row: Row, input_shape: Sequence[int], batch_size: int) -> Optional[int]:

@@ -25,7 +25,7 @@ class Row:
         group (str): ``FP32``, ``BF16`` or ``ours``.
         backend (str): ``pytorch`` for the float network in PyTorch, else one of :func:`vvq_mm.export.open_runtime`.
         file (str): what it runs.
-        precision (str): of what is not quantised. Defaults to ``float32``.
+        precision (str): of the products of a float network. Defaults to ``float32``.
         compiled (bool): of the float network in PyTorch: whether ``torch.compile`` compiles it. Defaults to False.
         frozen (bool): whether the compiler takes the weights for constants and packs them. Defaults to False.
         library (str): of float32 products in PyTorch, ``MKL`` or ``oneDNN``. Defaults to ``MKL``.
@@ -66,20 +66,19 @@ def make_rows(floats: FloatFiles, packed: Sequence[Path], onnx: Sequence[Path],
         Row('PyTorch FP32, compiled', FP32, 'pytorch', file, compiled=True, library=library),
         Row('PyTorch FP32, compiled, frozen', FP32, 'pytorch', file, compiled=True, frozen=True, library=library),
         Row('PyTorch BF16', BF16, 'pytorch', file, 'bfloat16'),
-        Row('PyTorch BF16, compiled', BF16, 'pytorch', file, 'bfloat16', compiled=True, frozen=True)]
+        Row('PyTorch BF16, compiled, frozen', BF16, 'pytorch', file, 'bfloat16', compiled=True, frozen=True)]
     float_rows = [Row(f'{RUNTIMES[backend]} {group}, opset {opset}', group, backend, str(path), precision)
                   for backend, group, precision in (('onnxruntime', FP32, 'float32'), ('openvino', FP32, 'float32'),
                                                     ('openvino', BF16, 'bfloat16'))
                   for opset, path in floats.onnx.items()]
     ours = [*_ours('ONNX Runtime, ours', 'onnxruntime', onnx), *_ours('OpenVINO, ours', 'openvino', onnx),
-            *_ours('OpenVINO, ours, rest in BF16', 'openvino', onnx, 'bfloat16'),
             *(replace(row, library=library) for row in _ours('integer engine, ours', 'integer', packed))]
     return [*torch_rows, *float_rows, *ours]
 
 
-def _ours(name: str, backend: str, files: Sequence[Path], precision: str = 'float32') -> List[Row]:
+def _ours(name: str, backend: str, files: Sequence[Path]) -> List[Row]:
     """Return a row per file, with the file's name in the row's where there are several."""
-    return [Row(f'{name}, {path.name}' if len(files) > 1 else name, OURS, backend, str(path), precision)
+    return [Row(f'{name}, {path.name}' if len(files) > 1 else name, OURS, backend, str(path))
             for path in files]
 
 

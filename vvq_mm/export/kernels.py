@@ -7,11 +7,13 @@ from typing import Callable, Dict, List, NamedTuple, Union
 from vvq_mm.errors import QuantizationError
 
 from .optional import require
+from .runtimes import openvino_hints
 
 PRODUCTS = ('MatMul', 'Gemm', 'Conv')  # in the file
 # What ONNX Runtime makes of them where both operands stay integers.
 INTEGER_OPERATORS = ('MatMulIntegerToFloat', 'MatMulInteger', 'QLinearMatMul', 'QGemm', 'QLinearConv', 'ConvInteger')
-INTEGER_PRECISIONS = ('i8', 'u8')  # of OpenVINO's layers
+INTEGER_PRIMITIVES = ('i8', 'I8', 'u8')  # the ends of what OpenVINO calls its integer implementations
+COMPUTING = ('FullyConnected', 'MatMul', 'Convolution', 'Subgraph')  # its layers that multiply; the last fuses attention
 
 
 class Product(NamedTuple):
@@ -45,13 +47,24 @@ def integer_products(path: Union[str, Path], backend: str) -> List[Product]:
 
 
 def _products(path: Path) -> Dict[str, List[str]]:
-    """Return the name of each product of a file, and the names that its fused form may go by: also of what follows."""
+    """Return the name of each product of a file, and the names that its fused form may go by.
+
+    These are the additions and multiplications behind it, of which a runtime may remove some.
+    """
+    users: Dict[str, list] = {}
     nodes = require('onnx').load(path).graph.node
-    following: Dict[str, List[str]] = {}
     for node in nodes:
         for value in node.input:
-            following.setdefault(value, []).append(node.name)
-    return {node.name: [node.name, *following.get(node.output[0], [])] for node in nodes if node.op_type in PRODUCTS}
+            users.setdefault(value, []).append(node)
+    found = {}
+    for node in nodes:
+        if node.op_type in PRODUCTS:
+            found[node.name] = [node.name]
+            following = users.get(node.output[0], [])
+            while len(following) == 1 and following[0].op_type in ('Add', 'Mul'):
+                found[node.name].append(following[0].name)
+                following = users.get(following[0].output[0], [])
+    return found
 
 
 def _onnxruntime(path: Path) -> List[Product]:
@@ -70,19 +83,25 @@ def _onnxruntime(path: Path) -> List[Product]:
 
 
 def _openvino(path: Path) -> List[Product]:
-    """Read OpenVINO's execution graph: a layer knows the names it was made of and the type it computes in."""
+    """Read OpenVINO's execution graph: a layer knows the names it was made of and its implementation.
+
+    Its precision alone says nothing: a layer with 8-bit weights that computes in float goes by i8, too.
+    """
     openvino = require('openvino')
-    compiled = openvino.Core().compile_model(str(path), 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
-    layers: Dict[str, tuple] = {}
+    compiled = openvino.Core().compile_model(str(path), 'CPU', openvino_hints())
+    layers: Dict[str, tuple] = {}  # name -> implementation, and the names that the layer was made of
     for operator in compiled.get_runtime_model().get_ops():
         info = {key: str(value.astype(str)) for key, value in operator.get_rt_info().items()
-                if key in ('originalLayersNames', 'layerType', 'runtimePrecision')}
-        for name in info.get('originalLayersNames', '').split(','):
-            layers.setdefault(name.split('/')[0], (info['layerType'], info['runtimePrecision']))
-    found = {name: next((layers[alias] for alias in aliases if alias in layers), ('unknown', ''))
+                if key in ('originalLayersNames', 'layerType', 'primitiveType')}
+        if info['layerType'] in COMPUTING:
+            names = {name.split('/')[0] for name in info['originalLayersNames'].split(',')}
+            layers[operator.get_friendly_name()] = (f'{info["layerType"]} {info["primitiveType"]}', names)
+    found = {name: next((key for alias in aliases for key, (_, names) in layers.items() if alias in names), None)
              for name, aliases in _products(path).items()}
-    return [Product(name, precision in INTEGER_PRECISIONS, f'{kind} {precision}'.strip())
-            for name, (kind, precision) in found.items()]
+    nameless = {kernel for key, (kernel, _) in layers.items() if key not in found.values()}
+    rest = nameless.pop() if len(nameless) == 1 else 'unknown'  # of a layer without bias OpenVINO drops the name
+    kernels = {name: rest if key is None else layers[key][0] for name, key in found.items()}
+    return [Product(name, kernel.endswith(INTEGER_PRIMITIVES), kernel) for name, kernel in kernels.items()]
 
 
 def _integer(path: Path) -> List[Product]:

@@ -1,5 +1,5 @@
 """Quantisation operators of an activation in an ONNX graph; what they are is in :mod:`vvq_mm.export.onnx_lower`."""
-from typing import Dict
+from typing import Dict, List
 
 import numpy as np
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 from vvq_mm.functional.groups import expand_groups
 from vvq_mm.quantizers import Quantizer
 
-from .onnx_graph import GraphEditor, constant_of, only_user, rearranged, rearrangements, reroute
+from .onnx_graph import GraphEditor, Step, constant_of, only_user, rearranged, rearrangements, reroute
 
 CODES = '.codes'  # ends the name of every tensor of codes in the file
 # slot of an attention's left operand -> how its product is called, after the module
@@ -30,29 +30,58 @@ def lower_activation(edit: GraphEditor, marker, name: str, quantizer: Quantizer,
     if path:  # quantise behind transpositions: runtimes fuse what stands next to the product
         edit.replace(place, marker.inputs[0])
         place = path[-1].outputs[0]
-    scale, offset = _array(quantizer.effective_scale(), quantizer, marker, path), None
-    before, spread = [], None
-    if quantizer.offset is not None:
-        offset = _array(quantizer.offset.detach(), quantizer, marker, path)
-        before.append(('Sub', [edit.constant(f'{name}.offset', offset)], {}))
-    if scale.size > 1:  # divided out: runtimes want one scale for an activation
-        spread, scale = scale, np.ones((), np.float32)
-        before.append(('Div', [edit.constant(f'{name}.spread', spread)], {}))
-    container = np.int8 if quantizer.signed else np.uint8
-    if (quantizer.qmin, quantizer.qmax) != (np.iinfo(container).min, np.iinfo(container).max):
-        before.append(('Clip', [edit.constant(f'{name}.low', scale * np.float32(quantizer.qmin)),
-                                edit.constant(f'{name}.high', scale * np.float32(quantizer.qmax))], {}))
-    grid = [edit.constant(f'{name}.scale', scale), edit.constant(f'{name}.zero_point', np.array(0, container))]
-    uses, product = list(place.uses()), only_user(place)
     module, _, slot = name.rpartition('.')
+    factor = edit.take_factor(place)
+    product = only_user(place)
     if product is not None and slot in PRODUCT_NAMES:
         product.name = module + PRODUCT_NAMES[slot]
+        factor *= edit.take_factor(product.outputs[0]) if slot == 'query' else 1
+    scale, offset, spread = _array(quantizer.effective_scale(), quantizer, marker, path), None, None
+    if quantizer.offset is not None:
+        offset = _array(quantizer.offset.detach(), quantizer, marker, path)
+    if scale.size > 1:  # divided out: runtimes want one scale for an activation
+        spread, scale = scale, np.ones((), np.float32)
     x, after = (place, path[-1]) if path else (marker.inputs[0], marker)
-    value = edit.put(after, x, *before, ('QuantizeLinear', grid, {}), ('DequantizeLinear', grid, {}), name=name)
-    codes = value.producer().inputs[0]
+    rounds = slot == 'input' and quantizer.signed
+    uses = list(place.uses())
+    codes = edit.put(after, x, *_quantise(edit, name, quantizer, scale, offset, spread, rounds), name=name)
     codes.name = name + CODES
+    zero = edit.constant(f'{name}.zero_point', np.array(0, _container(quantizer)))
+    step = edit.constant(f'{name}.scale', scale) if factor == 1 else \
+        edit.constant(f'{name}.product_scale', (scale * factor).astype(np.float32))
+    value = edit.put(codes.producer(), codes, ('DequantizeLinear', [step, zero], {}), name=name)
     reroute(uses, value)
+    offset = None if offset is None else (offset * factor).astype(np.float32)
     _restore(edit, value, product, spread, offset, weights)
+
+
+def _container(quantizer: Quantizer) -> type:
+    return np.int8 if quantizer.signed else np.uint8
+
+
+def _quantise(edit: GraphEditor, name: str, quantizer: Quantizer, scale: np.ndarray, offset, spread,
+              rounds: bool) -> List[Step]:
+    """Return the operators from an activation to its codes.
+
+    With ``rounds`` division and rounding are written out. OpenVINO quantises to int8 as x / s + 128, which leaves 16 bits
+    behind the point, so values within 1e-5 of the border of two bins get the wrong code; whole numbers are safe.
+    """
+    steps, unit = [], scale
+    if offset is not None:
+        steps.append(('Sub', [edit.constant(f'{name}.offset', offset)], {}))
+    if spread is not None:
+        steps.append(('Div', [edit.constant(f'{name}.spread', spread)], {}))
+    if rounds:
+        unit = np.ones((), np.float32)
+        steps += [('Div', [edit.constant(f'{name}.scale', scale)], {})] if spread is None else []
+        steps.append(('Round', [], {}))
+    container = _container(quantizer)
+    if (quantizer.qmin, quantizer.qmax) != (np.iinfo(container).min, np.iinfo(container).max):
+        limits = [edit.constant(f'{name}.{end}', unit * np.float32(limit))
+                  for end, limit in (('low', quantizer.qmin), ('high', quantizer.qmax))]
+        steps.append(('Clip', limits, {}))
+    unit = edit.constant(f'{name}.unit' if rounds else f'{name}.scale', unit)
+    return [*steps, ('QuantizeLinear', [unit, edit.constant(f'{name}.zero_point', np.array(0, container))], {})]
 
 
 def _array(values: Tensor, quantizer: Quantizer, marker, path: list) -> np.ndarray:
@@ -81,7 +110,7 @@ def _restore(edit: GraphEditor, value, product, spread, offset, weights: Dict[ob
         return
     output = product.outputs[0]
     if late_spread:
-        edit.insert(output, ('Mul', [edit.constant(f'{value.name}.spread', spread)], {}))
+        edit.insert(output, ('Mul', [edit.constant(f'{value.name}.spread', spread)], {}), name=f'{product.name}/{value.name}')
         output = only_user(output).outputs[0]
     if late_offset:
         _add_to_bias(edit, output, np.broadcast_to(offset.reshape(-1), weight.shape[:1]).astype(np.float64) @ weight)

@@ -64,6 +64,17 @@ class GraphEditor:
                 value.name = f'{value.name}_before'
                 self.graph.outputs[index] = new
 
+    def take_factor(self, value) -> float:
+        """Return the number by which alone ``value`` is multiplied next, without that operator from now on; else 1."""
+        node = only_user(value)
+        numbers = [constant_of(other) for other in node.inputs] if node is not None and node.op_type == 'Mul' else []
+        numbers = [number for number in numbers if number is not None and number.size == 1]
+        if not numbers:
+            return 1.0
+        self.replace(node.outputs[0], value)
+        self.graph.remove(node, safe=True)
+        return numbers[0].item()
+
     def remove_unused(self) -> None:
         """Remove nodes and constants that lead to no output."""
         importlib.import_module('onnx_ir.passes.common').RemoveUnusedNodesPass()(self.model)

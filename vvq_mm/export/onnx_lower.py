@@ -8,6 +8,7 @@ activation           Clip to the limits of the grid -> QuantizeLinear to int8 (s
                      behind transpositions, next to the product. All zero points are 0: the codes are the model's.
 offset of an input   subtracted before QuantizeLinear; what it adds to the product, :math:`\\sum_k \\beta_k w_{kn}`,
                      joins the bias
+factor of q k^T      (1 / square root of the width of a head) in the scale of the query's DequantizeLinear
 a scale per head     divided out before QuantizeLinear, multiplied back after the product
 ===================  ==================================================================================================
 
@@ -87,5 +88,8 @@ def _lower_weight(edit: GraphEditor, marker, name: str, weight, quantizer: Quant
     for array in offset:
         steps.append(('Add', [edit.constant(f'{name}.offset', array)], {}))
     value = edit.put(end.producer(), integers, *steps, name=name)
+    product = only_user(end)
+    if product is not None:
+        product.name = name.removesuffix('.weight')
     edit.replace(end, value)
     return value, values

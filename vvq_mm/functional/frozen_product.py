@@ -1,10 +1,11 @@
 """The product of quantised activations with a weight that no longer changes: all that is constant is computed once.
 
-With :math:`\\hat a = s_a c_a + \\beta_a` (one scale and offset) and :math:`\\hat w = s_w c_w + \\beta_w` (one of each for
-an output channel n), where the codes c are int8 and what shifted them into int8 is part of the offset,
+With :math:`\\hat a = s_a c_a + \\beta_a` (one scale and offset) and :math:`\\hat w = s_w c_w + \\beta_w` (one of each
+for an output channel n), where the codes c are int8 and what shifted them into int8 is part of the offset,
 
 .. math::
-    \\sum_k \\hat a_{mk} \\hat w_{nk} = s_a s_w \\sum_k c_a c_w + \\beta_a \\sum_k \\hat w_{nk} + s_a \\beta_w \\sum_k c_a .
+    \\sum_k \\hat a_{mk} \\hat w_{nk} =
+    s_a s_w \\sum_k c_a c_w + \\beta_a \\sum_k \\hat w_{nk} + s_a \\beta_w \\sum_k c_a .
 
 The second term is a constant of the channel. The third needs a sum over each row of activations, and vanishes for
 weights without offset.
