@@ -1,6 +1,7 @@
 """Measure exported files against full precision: latency, file size, peak memory, accuracy.
 
     python tools/benchmark_inference.py DIR/model.safetensors DIR/model.onnx [--batch-sizes 1 8] [--threads 1 2]
+    python tools/benchmark_inference.py --random CONFIG [--sizes-only]      # its model with random weights
     python tools/benchmark_inference.py FILES --accuracy --config CONFIG [--float-checkpoint CHECKPOINT]
     python tools/benchmark_inference.py --report DIR/inference.json ... [--write README.md | --check README.md]
 
@@ -22,11 +23,12 @@ from tqdm import tqdm
 
 from vvq_mm.benchmarks.float_reference import sort_files, write_float
 from vvq_mm.benchmarks.inference import TestImages, in_fresh_process, measure, peak_memory_of
-from vvq_mm.benchmarks.inference_bars import judge
+from vvq_mm.benchmarks.inference_bars import judge, judge_sizes
 from vvq_mm.benchmarks.inference_plot import plot_inference
 from vvq_mm.benchmarks.inference_report import compact_report, make_results, markdown_tables, terminal_tables
 from vvq_mm.benchmarks.inference_rows import FP32, OURS, make_rows
 from vvq_mm.benchmarks.libraries import find_libraries
+from vvq_mm.benchmarks.random_model import write_random
 from vvq_mm.benchmarks.report import bars_table, write_json
 from vvq_mm.errors import QuantizationError
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
@@ -39,6 +41,8 @@ PACKAGES = ('onnxruntime', 'openvino')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='*', metavar='FILE', help='packed (.safetensors) and ONNX files of one model')
+    parser.add_argument('--random', metavar='CONFIG', help="instead of FILES: export this config's model, not trained")
+    parser.add_argument('--sizes-only', action='store_true', help='compare the sizes of the files and run nothing')
     parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1, 8], help='images of a call (default: 1 8)')
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2], help='of the CPU (default: 1 2)')
     parser.add_argument('--rounds', type=int, default=20, help='timed calls of each row (default: 20)')
@@ -58,8 +62,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.write or args.check) and not args.report:
         parser.error('--write and --check need --report JSON')
-    if bool(args.files) == bool(args.report):
-        parser.error('expected either exported files or --report JSON')
+    if sum(map(bool, (args.files, args.random, args.report))) != 1:
+        parser.error('expected exported files, --random CONFIG, or --report JSON')
     if args.accuracy and not args.config:
         parser.error('--accuracy needs --config CONFIG')
     if min(*args.batch_sizes, *args.threads, args.rounds) < 1:
@@ -83,11 +87,18 @@ def benchmark(args: argparse.Namespace) -> None:
     MMLogger.get_instance('benchmark', log_level='ERROR')
     console = Console(stderr=True)
     config = existing_config(args.config) if args.accuracy else None
-    packed, onnx, description = sort_files(args.files)
     libraries, precision = find_libraries()
     with tempfile.TemporaryDirectory() as folder:
+        if args.random:
+            with console.status('writing a model with random weights'):
+                args.files = write_random(existing_config(args.random), Path(folder))
+        packed, onnx, description = sort_files(args.files)
         with console.status('writing the full-precision network'):
             floats = write_float(description, Path(folder), packed[0] if packed else None, args.float_checkpoint)
+        bars = judge_sizes(packed, onnx, floats, description)
+        if args.sizes_only:
+            show([], bars, {}, args.out)
+            return
         rows = [row for row in make_rows(floats, packed, onnx, libraries)
                 if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in args.rows)]
         if not any(row.group == FP32 for row in rows):
@@ -97,7 +108,7 @@ def benchmark(args: argparse.Namespace) -> None:
     skipped = {f'FP32 ONNX, opset {opset}': why for opset, why in floats.skipped.items()}
     for part in measured.values():
         skipped.update(part.skipped)
-    bars = judge(rows, measured[1], description) if 1 in measured else []
+    bars += judge(rows, measured[1], description) if 1 in measured else []
     settings = dict(model=model_name(description, args.files), files=[Path(path).name for path in args.files],
                     input_shape=description['input_shape'], batch_sizes=args.batch_sizes, threads=args.threads,
                     rounds=args.rounds, versions=versions(), libraries=libraries, precision=precision,
@@ -152,11 +163,13 @@ def show(results: list, bars: list, skipped: dict, out: Path) -> None:
     for table in terminal_tables(results):
         console.print(table)
     for bar in bars:
-        console.print(f'{"met   " if bar["met"] else "NOT MET"} {bar["what"]}: {bar["measured"]:.3f} '
-                      f'({bar["bound"]} {bar["limit"]})', highlight=False)
+        met = {True: 'met    ', False: 'NOT MET', None: '       '}[bar['met']]
+        limit = f' ({bar["bound"]} {bar["limit"]})' if bar['limit'] else ''
+        console.print(f'{met} {bar["what"]}: {bar["measured"]:.4f}{limit}', highlight=False)
     for name, why in skipped.items():
         console.print(f'{name} left out: {why}', markup=False, highlight=False)
-    console.print(f'written to {out}', highlight=False)
+    if results:
+        console.print(f'written to {out}', highlight=False)
 
 
 if __name__ == '__main__':

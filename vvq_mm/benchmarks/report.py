@@ -100,8 +100,9 @@ def markdown_table(results: List[dict]) -> str:
 
 def bars_table(bars: List[dict]) -> str:
     """Return what :func:`vvq_mm.benchmarks.bars.judge` found as a markdown table."""
-    lines = [f'| {bar["what"]} | {bar["measured"]:.3f} | {bar["bound"]} {bar["limit"]} | '
-             f'{"yes" if bar["met"] else "no"} |' for bar in bars]
+    lines = [f'| {bar["what"]} | {bar["measured"]:.3f} | '
+             + ('none | |' if bar['limit'] is None else f'{bar["bound"]} {bar["limit"]} | {"yes" if bar["met"] else "no"} |')
+             for bar in bars]
     return '\n'.join(['| what | measured | bar | met |', '|:--|--:|--:|:--|', *lines])
 
 

@@ -99,8 +99,8 @@ def _restore(edit: GraphEditor, value, product, spread, offset, weights: Dict[ob
     """Multiply by ``spread`` and add ``offset``: after the product where that is the same, else before it."""
     is_product = product is not None and product.op_type == 'MatMul'
     weight = weights.get(product.inputs[1]) if is_product else None
-    late_spread = spread is not None and is_product and spread.shape[-2:] == (1, 1)
-    late_offset = offset is not None and weight is not None and (spread is None or late_spread)
+    late_spread = spread is not None and offset is None and is_product and spread.shape[-2:] == (1, 1)
+    late_offset = offset is not None and spread is None and weight is not None
     if spread is not None and not late_spread:
         edit.insert(value, ('Mul', [edit.constant(f'{value.name}.spread', spread)], {}))
         value = only_user(value).outputs[0]

@@ -82,14 +82,28 @@ def _lower_weight(edit: GraphEditor, marker, name: str, weight, quantizer: Quant
         parts, end = [rearranged(node, part) for part in parts], node.outputs[0]
     codes, values, scale, *offset = parts
     integers, narrow = edit.codes(name + CODES, codes, quantizer.bits, quantizer.signed, opset)
-    scale, axis = along_one_axis(scale)
+    vector, axis = along_one_axis(scale)
+    spread = edit.constant(f'{name}.scale', _thin(scale))
+    summed = axis not in (None, 0 if scale.ndim > 2 else scale.ndim - 1)
     steps = [('Cast', [], dict(to=edit.ir.DataType['INT8' if quantizer.signed else 'UINT8']))] if narrow else []
-    steps.append(('DequantizeLinear', [edit.constant(f'{name}.scale', scale)], {} if axis is None else dict(axis=axis)))
-    for array in offset:
-        steps.append(('Add', [edit.constant(f'{name}.offset', array)], {}))
+    if offset:  # in float at once: OpenVINO would round an offset behind DequantizeLinear to a zero point
+        steps = [('Cast', [], dict(to=edit.ir.DataType.FLOAT)), ('Mul', [spread], {})]
+        steps += [('Add', [edit.constant(f'{name}.offset', _thin(array))], {}) for array in offset]
+    elif summed:  # ONNX Runtime would take these scales for those of the columns
+        unit = edit.constant(f'{name}.unit', np.ones((), np.float32))
+        steps += [('DequantizeLinear', [unit], {}), ('Mul', [spread], {})]
+    else:
+        scale = edit.constant(f'{name}.scale', vector)
+        steps += [('DequantizeLinear', [scale], {} if axis is None else dict(axis=axis))]
     value = edit.put(end.producer(), integers, *steps, name=name)
     product = only_user(end)
     if product is not None:
         product.name = name.removesuffix('.weight')
     edit.replace(end, value)
     return value, values
+
+
+def _thin(array: np.ndarray) -> np.ndarray:
+    """Return an array that is constant but for one axis with length 1 along all others."""
+    vector, axis = along_one_axis(array)
+    return vector.reshape([-1 if other == axis else 1 for other in range(array.ndim)]) if vector.ndim else vector

@@ -32,6 +32,7 @@ class Parity:
         spread (float): standard deviation of the model's logits, for comparison.
         codes (int): activation codes compared, of the first four batches; 0 where they cannot be read.
         differing_codes (int): of these, how many differ.
+        model_accuracy, accuracy (float, optional): top-1 of model and file on these images, in %, if they have labels.
         first (dict, optional): of the first slot with a difference: ``slot``, ``share`` and ``largest`` difference.
         worst (dict, optional): of the first slot with more differences than bin borders explain between equal inputs.
     """
@@ -43,6 +44,8 @@ class Parity:
     spread: float
     codes: int = 0
     differing_codes: int = 0
+    model_accuracy: Optional[float] = None
+    accuracy: Optional[float] = None
     first: Optional[dict] = None
     worst: Optional[dict] = None
 
@@ -51,7 +54,8 @@ class Parity:
 
 
 def compare(model: nn.Module, exported: Callable[[Tensor], Tensor], batches: Iterable[Tensor],
-            read_codes: Optional[Callable[[Tensor], Dict[str, np.ndarray]]] = None) -> Parity:
+            read_codes: Optional[Callable[[Tensor], Dict[str, np.ndarray]]] = None,
+            labels: Optional[Tensor] = None) -> Parity:
     """Return how an exported network differs from the model.
 
     Args:
@@ -59,6 +63,7 @@ def compare(model: nn.Module, exported: Callable[[Tensor], Tensor], batches: Ite
         exported (callable): images -> logits.
         batches (iterable of Tensor): preprocessed images (B, C, H, W).
         read_codes (callable, optional): images -> ``MODULE.SLOT`` -> codes of the exported network. Defaults to none.
+        labels (Tensor, optional): the class of each image. Defaults to none.
     """
     ours, theirs, order, total, differing, largest = [], [], [], {}, {}, {}
     for number, images in enumerate(batches):
@@ -77,10 +82,16 @@ def compare(model: nn.Module, exported: Callable[[Tensor], Tensor], batches: Ite
     slots = [dict(slot=slot, share=differing[slot] / total[slot], largest=largest[slot])
              for slot in order if slot in total]  # in the order of the forward
     return Parity(
-        len(ours), 100 * (ours.argmax(1) == theirs.argmax(1)).double().mean().item(), difference.max().item(),
-        difference.mean().item(), ours.std().item(), sum(total.values()), sum(differing.values()),
+        len(ours), _share(ours, theirs.argmax(1)), difference.max().item(), difference.mean().item(),
+        ours.std().item(), sum(total.values()), sum(differing.values()),
+        None if labels is None else _share(ours, labels), None if labels is None else _share(theirs, labels),
         next((slot for slot in slots if slot['share']), None),
         next((slot for slot in slots if slot['share'] > MAX_BORDER_SHARE or slot['largest'] > 1), None))
+
+
+def _share(logits: Tensor, classes: Tensor) -> float:
+    """Return on how many images the most probable class is the given one, in %."""
+    return 100 * (logits.argmax(1) == classes).double().mean().item()
 
 
 def check_parity(parity: Parity, where: str, real_images: bool = True) -> None:

@@ -21,14 +21,13 @@ from .kernels import integer_products
 from .onnx_export import DEFAULT_OPSET, export_onnx
 from .packed import save_packed
 from .parity import check_parity, compare, onnx_codes, torch_codes
-from .optional import require
 from .runtimes import open_runtime
 from .sizes import float_rest, size_report
 
 FORMATS = dict(packed='.safetensors', onnx='.onnx')
 SUMMARY = 'export.json'
 BATCH, LEAST_IMAGES = 8, 256
-ONNX_RUNTIMES = ('onnxruntime', 'openvino')
+RUNS = dict(packed=('packed', 'integer'), onnx=('onnxruntime', 'openvino'))  # each format
 
 
 class Images(NamedTuple):
@@ -37,17 +36,19 @@ class Images(NamedTuple):
     Args:
         batches (list of Tensor): (B, C, H, W) each.
         source (str): where they come from.
+        labels (Tensor, optional): the class of each; None for noise, and for data without one label an image.
         real (bool): whether they are images of the config's data, not noise.
     """
 
     batches: List[Tensor]
     source: str
+    labels: Optional[Tensor]
     real: bool
 
 
 def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: Union[str, Path],
            formats: Sequence[str] = ('packed', ), images: int = LEAST_IMAGES, opset: int = DEFAULT_OPSET,
-           force: bool = False) -> dict:
+           force: bool = False, backends: Optional[Sequence[str]] = None) -> dict:
     """Write a trained model in one or several formats, compare each file with the model, and return the summary.
 
     Nothing is left in ``out`` if a step fails.
@@ -60,6 +61,9 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
         images (int): of the config's test data to compare on, at least 256. Defaults to 256.
         opset (int): of the ONNX file, see :func:`vvq_mm.export.export_onnx`. Defaults to 24.
         force (bool): replace files of the same names in a folder that is not empty. Defaults to False.
+        backends (sequence of str, optional): what the files are compared in: ``packed`` and ``integer`` (compiled, a
+            minute more) for a packed file, ``onnxruntime`` and ``openvino`` for an ONNX file. Defaults to all that are
+            installed but ``integer``.
 
     Returns:
         dict: what ``export.json`` holds: ``files``, ``sizes``, ``float`` (what stays in float and why).
@@ -95,7 +99,8 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
                 save_packed(model, path, description)
             else:
                 export_onnx(model, path, description, opset)
-            summary['files'][kind] = _entry(model, path, kind, found, summary['sizes'])
+            summary['files'][kind] = _entry(model, path, _backends(kind, backends), found,
+                                                summary['sizes'])
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -105,17 +110,20 @@ def comparison_images(cfg: Config, model: nn.Module, count: int) -> Images:
     logger = MMLogger.get_current_instance()
     try:
         loader = build_batches(cfg.test_dataloader, count, BATCH)
-        batches = [model.data_preprocessor(data, False)['inputs'] for data in tqdm(loader, 'images', leave=False)]
-        return Images(batches, f'{sum(map(len, batches))} test images', True)
+        data = [model.data_preprocessor(batch, False) for batch in tqdm(loader, 'images', leave=False)]
+        labels = [getattr(sample, 'gt_label', torch.empty(0)) for batch in data for sample in batch['data_samples']]
+        labels = torch.cat(labels) if all(label.numel() == 1 for label in labels) else None
+        batches = [batch['inputs'] for batch in data]
+        return Images(batches, f'{sum(map(len, batches))} test images', labels, True)
     except (AttributeError, FileNotFoundError, KeyError) as error:
         logger.warning(f'The test images of the config cannot be read ({error}); the comparison takes generated ones, on '
                        'which the share of equal classes says little.')
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(BATCH, *_image_size(cfg), generator=generator) for _ in range(-(-count // BATCH))]
-    return Images(batches, f'{count} generated images', False)
+    batches = [torch.randn(BATCH, *image_size(cfg), generator=generator) for _ in range(-(-count // BATCH))]
+    return Images(batches, f'{count} generated images', None, False)
 
 
-def _image_size(cfg: Config) -> List[int]:
+def image_size(cfg: Config) -> List[int]:
     """Return channels, height and width of the images that a config describes."""
     pipeline = ((cfg.get('test_dataloader') or {}).get('dataset') or {}).get('pipeline') or []
     crops = [step['crop_size'] for step in pipeline if 'crop_size' in step]
@@ -124,19 +132,31 @@ def _image_size(cfg: Config) -> List[int]:
     return [len(mean), *(size if isinstance(size, (list, tuple)) else (size, size))]
 
 
-def _entry(model: nn.Module, path: Path, kind: str, images: Images, sizes: dict) -> dict:
+def _backends(kind: str, wanted: Optional[Sequence[str]]) -> List[str]:
+    """Return what a format is compared in."""
+    if wanted is None:
+        wanted = [name for name in ('packed', *RUNS['onnx']) if name == 'packed' or find_spec(name)]
+    unknown = [name for name in wanted if name not in (*RUNS['packed'], *RUNS['onnx'])]
+    found = [name for name in RUNS[kind] if name in wanted]
+    if unknown or not found:
+        raise QuantizationError(f'expected backends of {", ".join(RUNS[kind])} to compare the {kind} file in, got '
+                                f'{", ".join(wanted) or "none"}; the ONNX ones come with '
+                                "`pip install 'vvq_mm[deploy]'`")
+    return found
+
+
+def _entry(model: nn.Module, path: Path, backends: Sequence[str], images: Images, sizes: dict) -> dict:
     """Compare a file with the model in all its runtimes and return what the summary says of it."""
     size = path.stat().st_size
     entry = dict(file=path.name, bytes=size, over_float32=size / sizes['float32'], over_theory=size / sizes['theory'],
                  parity={}, integer_products={})
-    runtimes = ['packed'] if kind == 'packed' else [name for name in ONNX_RUNTIMES if find_spec(name)]
-    for backend in runtimes or [require(ONNX_RUNTIMES[0]).__name__]:
+    for backend in backends:
         runtime = open_runtime(path, backend)
         parity = compare(model, runtime, tqdm(images.batches, f'{path.name} in {backend}', leave=False),
-                         _code_reader(runtime))
+                         _code_reader(runtime), images.labels)
         check_parity(parity, f'{path.name} in {backend}', images.real)
         entry['parity'][backend] = parity.asdict()
-        if kind == 'onnx':
+        if backend != 'packed':
             products = integer_products(path, backend)
             entry['integer_products'][backend] = dict(
                 integer=sum(product.integer for product in products), all=len(products),
@@ -147,4 +167,4 @@ def _entry(model: nn.Module, path: Path, kind: str, images: Images, sizes: dict)
 def _code_reader(runtime) -> Optional[Callable]:
     if runtime.backend == 'onnxruntime':
         return onnx_codes(runtime.path)
-    return None if runtime.module is None else torch_codes(runtime.module)
+    return torch_codes(runtime.module) if runtime.backend == 'packed' else None
