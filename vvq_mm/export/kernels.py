@@ -6,10 +6,10 @@ from typing import Callable, Dict, List, NamedTuple, Union
 
 from vvq_mm.errors import QuantizationError
 
+from .onnx_trace import PRODUCTS
 from .optional import require
 from .runtimes import openvino_hints
 
-PRODUCTS = ('MatMul', 'Gemm', 'Conv')  # in the file
 # What ONNX Runtime makes of them where both operands stay integers.
 INTEGER_OPERATORS = ('MatMulIntegerToFloat', 'MatMulInteger', 'QLinearMatMul', 'QGemm', 'QLinearConv', 'ConvInteger')
 INTEGER_PRIMITIVES = ('i8', 'I8', 'u8')  # the ends of what OpenVINO calls its integer implementations
@@ -46,24 +46,28 @@ def integer_products(path: Union[str, Path], backend: str) -> List[Product]:
     return _READERS[backend](Path(path))
 
 
-def _products(path: Path) -> Dict[str, List[str]]:
-    """Return the name of each product of a file, and the names that its fused form may go by.
+class _InFile(NamedTuple):
+    aliases: List[str]  # names that the fused form may go by: its own, and of what follows, which a runtime may remove
+    quantised: bool  # whether both operands come from DequantizeLinear
 
-    These are the additions and multiplications behind it, of which a runtime may remove some.
-    """
-    users: Dict[str, list] = {}
+
+def _products(path: Path) -> Dict[str, _InFile]:
+    """Return what a file says of its products, by their names."""
     nodes = require('onnx').load(path).graph.node
+    makers = {value: node.op_type for node in nodes for value in node.output}
+    users: Dict[str, list] = {}
     for node in nodes:
         for value in node.input:
             users.setdefault(value, []).append(node)
     found = {}
     for node in nodes:
         if node.op_type in PRODUCTS:
-            found[node.name] = [node.name]
-            following = users.get(node.output[0], [])
+            aliases, following = [node.name], users.get(node.output[0], [])
             while len(following) == 1 and following[0].op_type in ('Add', 'Mul'):
-                found[node.name].append(following[0].name)
+                aliases.append(following[0].name)
                 following = users.get(following[0].output[0], [])
+            operands = [makers.get(value) for value in node.input[:2]]
+            found[node.name] = _InFile(aliases, operands == ['DequantizeLinear'] * 2)
     return found
 
 
@@ -85,7 +89,8 @@ def _onnxruntime(path: Path) -> List[Product]:
 def _openvino(path: Path) -> List[Product]:
     """Read OpenVINO's execution graph: a layer knows the names it was made of and its implementation.
 
-    Its precision alone says nothing: a layer with 8-bit weights that computes in float goes by i8, too.
+    Its precision alone says nothing: a layer with 8-bit weights that computes in float goes by i8, too. So does a fused
+    attention if one of its two products is on integers: the operands in the file say which.
     """
     openvino = require('openvino')
     compiled = openvino.Core().compile_model(str(path), 'CPU', openvino_hints())
@@ -96,12 +101,14 @@ def _openvino(path: Path) -> List[Product]:
         if info['layerType'] in COMPUTING:
             names = {name.split('/')[0] for name in info['originalLayersNames'].split(',')}
             layers[operator.get_friendly_name()] = (f'{info["layerType"]} {info["primitiveType"]}', names)
-    found = {name: next((key for alias in aliases for key, (_, names) in layers.items() if alias in names), None)
-             for name, aliases in _products(path).items()}
+    products = _products(path)
+    found = {name: next((key for alias in product.aliases for key, (_, names) in layers.items() if alias in names),
+                        None) for name, product in products.items()}
     nameless = {kernel for key, (kernel, _) in layers.items() if key not in found.values()}
     rest = nameless.pop() if len(nameless) == 1 else 'unknown'  # of a layer without bias OpenVINO drops the name
     kernels = {name: rest if key is None else layers[key][0] for name, key in found.items()}
-    return [Product(name, kernel.endswith(INTEGER_PRIMITIVES), kernel) for name, kernel in kernels.items()]
+    return [Product(name, kernel.endswith(INTEGER_PRIMITIVES) and products[name].quantised, kernel)
+            for name, kernel in kernels.items()]
 
 
 def _integer(path: Path) -> List[Product]:

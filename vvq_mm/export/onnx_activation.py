@@ -10,8 +10,6 @@ from vvq_mm.quantizers import Quantizer
 from .onnx_graph import GraphEditor, Step, constant_of, only_user, rearranged, rearrangements, reroute
 
 CODES = '.codes'  # ends the name of every tensor of codes in the file
-# slot of an attention's left operand -> how its product is called, after the module
-PRODUCT_NAMES = dict(query='.query_key', prob='.prob_value', input='')
 
 
 def lower_activation(edit: GraphEditor, marker, name: str, quantizer: Quantizer,
@@ -30,19 +28,18 @@ def lower_activation(edit: GraphEditor, marker, name: str, quantizer: Quantizer,
     if path:  # quantise behind transpositions: runtimes fuse what stands next to the product
         edit.replace(place, marker.inputs[0])
         place = path[-1].outputs[0]
-    module, _, slot = name.rpartition('.')
+    slot = name.rpartition('.')[2]
     factor = edit.take_factor(place)
     product = only_user(place)
-    if product is not None and slot in PRODUCT_NAMES:
-        product.name = module + PRODUCT_NAMES[slot]
-        factor *= edit.take_factor(product.outputs[0]) if slot == 'query' else 1
+    if product is not None and product.op_type == 'MatMul' and slot == 'query':
+        factor *= edit.take_factor(product.outputs[0])
     scale, offset, spread = _array(quantizer.effective_scale(), quantizer, marker, path), None, None
     if quantizer.offset is not None:
         offset = _array(quantizer.offset.detach(), quantizer, marker, path)
     if scale.size > 1:  # divided out: runtimes want one scale for an activation
         spread, scale = scale, np.ones((), np.float32)
     x, after = (place, path[-1]) if path else (marker.inputs[0], marker)
-    rounds = slot == 'input' and quantizer.signed
+    rounds = spread is not None or (slot == 'input' and quantizer.signed)
     uses = list(place.uses())
     codes = edit.put(after, x, *_quantise(edit, name, quantizer, scale, offset, spread, rounds), name=name)
     codes.name = name + CODES
@@ -110,7 +107,8 @@ def _restore(edit: GraphEditor, value, product, spread, offset, weights: Dict[ob
         return
     output = product.outputs[0]
     if late_spread:
-        edit.insert(output, ('Mul', [edit.constant(f'{value.name}.spread', spread)], {}), name=f'{product.name}/{value.name}')
+        edit.insert(output, ('Mul', [edit.constant(f'{value.name}.spread', spread)], {}),
+                    name=f'{product.name}/{value.name}')
         output = only_user(output).outputs[0]
     if late_offset:
         _add_to_bias(edit, output, np.broadcast_to(offset.reshape(-1), weight.shape[:1]).astype(np.float64) @ weight)

@@ -9,6 +9,7 @@ from torch import nn
 from vvq_mm.errors import QuantizationError
 
 from .checks import check_exportable
+from .files import whole_file
 from .onnx_lower import lower
 from .onnx_trace import trace
 from .optional import require
@@ -31,14 +32,20 @@ def export_onnx(model: nn.Module, path: Union[str, Path], description: dict, ops
     Raises:
         QuantizationError: the model cannot be exported, or the packages to do so are missing.
     """
+    check_opset(opset)
     check_exportable(model)
-    newest = require('onnx').defs.onnx_opset_version()
-    if not MIN_OPSET <= opset <= newest:
-        raise QuantizationError(f'expected an opset from {MIN_OPSET} (the first with four-bit integers) to {newest} (what '
-                                f'the installed onnx knows), got {opset}')
     graph = trace(model, description['input_shape'], opset)
     lower(graph, model, opset)
     _save(graph, path, description)
+
+
+def check_opset(opset: int) -> None:
+    """Raise a :class:`QuantizationError` unless ONNX files of this opset can be written here."""
+    newest = require('onnx').defs.onnx_opset_version()
+    require('onnxscript')
+    if not MIN_OPSET <= opset <= newest:
+        raise QuantizationError(f'expected an opset from {MIN_OPSET} (the first with four-bit integers) to {newest} '
+                                f'(what the installed onnx knows), got {opset}; {DEFAULT_OPSET} is the default')
 
 
 def export_float_onnx(model: nn.Module, path: Union[str, Path], description: dict, opset: int = DEFAULT_OPSET) -> None:
@@ -49,7 +56,10 @@ def export_float_onnx(model: nn.Module, path: Union[str, Path], description: dic
 def _save(graph, path: Union[str, Path], description: dict) -> None:
     passes = importlib.import_module('onnx_ir.passes.common')
     passes.ClearMetadataAndDocStringPass()(graph)  # stack traces of the machine that exported
+    for value in (*graph.graph.inputs, *graph.graph.outputs, *graph.graph.initializers.values()):
+        value.metadata_props.clear()  # the exporter's names, which that pass leaves
     graph.metadata_props[KEY] = json.dumps(description, separators=(',', ':'))
     graph.producer_name, graph.producer_version = 'vvq_mm', description['vvq_mm']
-    importlib.import_module('onnx_ir').save(graph, path)
-    importlib.import_module('onnx').checker.check_model(str(path), full_check=True)
+    with whole_file(path) as beside:
+        importlib.import_module('onnx_ir').save(graph, beside)
+        importlib.import_module('onnx').checker.check_model(str(beside), full_check=True)

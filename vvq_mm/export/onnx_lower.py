@@ -12,10 +12,11 @@ factor of q k^T      (1 / square root of the width of a head) in the scale of th
 a scale per head     divided out before QuantizeLinear, multiplied back after the product
 ===================  ==================================================================================================
 
-What does not fit (an offset of an attention operand or of a weight, a scale that varies along the summed axis) keeps its
-values and computes its product in float.
+What does not fit (an offset of an attention operand or of a weight, a scale that varies along the summed axis) keeps
+its values and computes its product in float: something stands between DequantizeLinear and the product, or no runtime
+could be kept from rounding an offset to a zero point, or from taking scales along one axis for those along another.
 """
-from typing import Dict
+from typing import Dict, List
 
 import numpy as np
 from torch import nn
@@ -25,8 +26,8 @@ from vvq_mm.quantizers import Quantizer
 from vvq_mm.surgery import iter_quantizers
 
 from .onnx_activation import CODES, lower_activation
-from .onnx_graph import GraphEditor, along_one_axis, only_user, rearranged, rearrangements
-from .onnx_trace import DOMAIN, MARKER, SLOT
+from .onnx_graph import GraphEditor, Step, along_one_axis, constant_of, only_user, rearranged, rearrangements
+from .onnx_trace import DOMAIN, MARKER, SLOT, name_products
 
 
 def lower(model, source: nn.Module, opset: int) -> None:
@@ -41,6 +42,7 @@ def lower(model, source: nn.Module, opset: int) -> None:
     slots = {f'{name}.{slot}': (module, slot, quantizer) for name, module, slot, quantizer in iter_quantizers(source)}
     markers = [(node, node.attributes[SLOT].value) for node in list(model.graph) if node.op_type == MARKER]
     weights: Dict[object, np.ndarray] = {}  # value in the graph -> what it holds
+    name_products(model, source)
     for node, name in markers:
         module, slot, quantizer = slots[name]
         if slot == 'weight':
@@ -51,21 +53,31 @@ def lower(model, source: nn.Module, opset: int) -> None:
         _, slot, quantizer = slots[name]
         if slot != 'weight':
             lower_activation(edit, node, name, quantizer, weights)
+    for value, values in weights.items():
+        _keep_in_float(edit, value, values.ndim)
     edit.remove_unused()
     model.opset_imports.pop(DOMAIN, None)
 
 
 def _gemm_to_matmul(edit: GraphEditor, marker) -> None:
-    """Turn a Gemm on this weight (x W^T + b) into MatMul and Add: a fused Gemm would have to return integers."""
+    """Turn a Gemm on this weight (x W^T + b) into MatMul and Add: a fused Gemm would have to return integers.
+
+    ONNX Runtime would put a Gemm of matrices together again, so x (batch, K) goes through as (batch, 1, K).
+    """
     gemm = only_user(marker.outputs[0])
     if gemm is None or gemm.op_type != 'Gemm':
         return
     assert gemm.attributes.get_int('transB', 0) and not gemm.attributes.get_int('transA', 0), 'F.linear is x W^T + b'
     x, weight, *bias = gemm.inputs
+    outputs, inputs = weight.shape
     turned = edit.put(gemm, weight, ('Transpose', [], dict(perm=[1, 0])))
-    steps = [('MatMul', [turned], {})] + [('Add', [value], {}) for value in bias if value is not None]
-    output = edit.put(turned.producer(), x, *steps)
-    edit.replace(gemm.outputs[0], output)
+    before, after = (edit.constant(f'{gemm.name}.{end}', np.array(shape))
+                     for end, shape in (('rows', [-1, 1, inputs]), ('matrix', [-1, outputs])))
+    rows = edit.put(turned.producer(), x, ('Reshape', [before], {}))
+    product = edit.put(rows.producer(), rows, ('MatMul', [turned], {}))
+    product.producer().name = gemm.name
+    steps = [*(('Add', [value], {}) for value in bias if value is not None), ('Reshape', [after], {})]
+    edit.replace(gemm.outputs[0], edit.put(product.producer(), product, *steps))
     edit.graph.remove(gemm, safe=True)
 
 
@@ -82,25 +94,44 @@ def _lower_weight(edit: GraphEditor, marker, name: str, weight, quantizer: Quant
         parts, end = [rearranged(node, part) for part in parts], node.outputs[0]
     codes, values, scale, *offset = parts
     integers, narrow = edit.codes(name + CODES, codes, quantizer.bits, quantizer.signed, opset)
-    vector, axis = along_one_axis(scale)
-    spread = edit.constant(f'{name}.scale', _thin(scale))
-    summed = axis not in (None, 0 if scale.ndim > 2 else scale.ndim - 1)
-    steps = [('Cast', [], dict(to=edit.ir.DataType['INT8' if quantizer.signed else 'UINT8']))] if narrow else []
-    if offset:  # in float at once: OpenVINO would round an offset behind DequantizeLinear to a zero point
-        steps = [('Cast', [], dict(to=edit.ir.DataType.FLOAT)), ('Mul', [spread], {})]
-        steps += [('Add', [edit.constant(f'{name}.offset', _thin(array))], {}) for array in offset]
-    elif summed:  # ONNX Runtime would take these scales for those of the columns
-        unit = edit.constant(f'{name}.unit', np.ones((), np.float32))
-        steps += [('DequantizeLinear', [unit], {}), ('Mul', [spread], {})]
-    else:
-        scale = edit.constant(f'{name}.scale', vector)
-        steps += [('DequantizeLinear', [scale], {} if axis is None else dict(axis=axis))]
+    steps = _dequantise(edit, name, 'INT8' if quantizer.signed else 'UINT8', narrow, scale, offset)
     value = edit.put(end.producer(), integers, *steps, name=name)
-    product = only_user(end)
-    if product is not None:
-        product.name = name.removesuffix('.weight')
     edit.replace(end, value)
     return value, values
+
+
+def _dequantise(edit: GraphEditor, name: str, container: str, narrow: bool, scale: np.ndarray,
+                offset: List[np.ndarray]) -> List[Step]:
+    """Return the operators from the codes of a weight to its values; ``offset`` holds one array or none."""
+    if offset:  # at once to float: OpenVINO would round an offset behind DequantizeLinear to a zero point
+        return [('Cast', [], dict(to=edit.ir.DataType.FLOAT)),
+                ('Mul', [edit.constant(f'{name}.scale', _thin(scale))], {}),
+                ('Add', [edit.constant(f'{name}.offset', _thin(offset[0]))], {})]
+    vector, axis = along_one_axis(scale)
+    cast = [('Cast', [], dict(to=edit.ir.DataType[container]))] if narrow else []
+    attributes = {} if axis is None else dict(axis=axis)
+    return [*cast, ('DequantizeLinear', [edit.constant(f'{name}.scale', vector)], attributes)]
+
+
+def _keep_in_float(edit: GraphEditor, value, dimensions: int) -> None:
+    """Let the scale of a weight follow DequantizeLinear, unless its product is one of integers.
+
+    Otherwise ONNX Runtime would quantise a float operand on the way (MatMulNBits), or take scales along a summed axis for
+    those of the outputs.
+    """
+    node, product = value.producer(), only_user(value)
+    if node.op_type != 'DequantizeLinear' or product is None:
+        return
+    makers = [operand.producer() for operand in product.inputs[:2]]
+    scale, axis = constant_of(node.inputs[1]), node.attributes.get_int('axis', None)
+    outputs = 1 if product.op_type == 'MatMul' else 0
+    if axis in (None, outputs) and all(maker is not None and maker.op_type == node.op_type for maker in makers):
+        return
+    shape = [-1 if other == axis else 1 for other in range(dimensions)] if scale.ndim else []
+    node.attributes.pop('axis', None)
+    name = node.inputs[1].name
+    node.replace_input_with(1, edit.constant(f'{name}.unit', np.ones((), np.float32)))
+    edit.insert(value, ('Mul', [edit.constant(f'{name}.factors', scale.reshape(shape))], {}))
 
 
 def _thin(array: np.ndarray) -> np.ndarray:

@@ -1,24 +1,31 @@
 """A quantised model as an ONNX graph in which every quantised tensor passes through a marker that names its slot.
 
-PyTorch's exporter sees the float network and the markers; :mod:`vvq_mm.export.onnx_lower` then puts standard quantisation
-operators in their place. So the graph around the quantisers is PyTorch's, for any model that it can export.
+PyTorch's exporter sees the float network and the markers; :mod:`vvq_mm.export.onnx_lower` then puts standard
+quantisation operators in their place. So the graph around the quantisers is PyTorch's, for any model that it can export.
 """
+import ast
 import contextlib
 import copy
 import io
 import logging
 import warnings
-from typing import Iterator, Sequence
+from typing import Dict, Iterator, Sequence
+from unittest.mock import patch
 
 import torch
+from mmpretrain.models.utils.attention import ShiftWindowMSA
 from torch import Tensor, nn
 
-from vvq_mm.layers import SLOT_SUFFIX
+from vvq_mm.errors import QuantizationError
+from vvq_mm.layers import SLOT_SUFFIX, attention_mixin
 from vvq_mm.surgery import iter_quantizers, unquantize_
 
 from .optional import require
 
 DOMAIN, MARKER, SLOT = 'vvq_mm', 'Quantized', 'slot'
+PRODUCTS = ('MatMul', 'Gemm', 'Conv', 'Attention')
+ATTENTION_PRODUCTS = ('query_key', 'prob_value')
+_SCOPES = 'pkg.torch.onnx.name_scopes'  # where the exporter notes the modules that a node comes from
 
 
 class _Marker(nn.Module):
@@ -44,6 +51,9 @@ def trace(model: nn.Module, input_shape: Sequence[int], opset: int, quantised: b
         opset (int): version of ONNX's operators.
         quantised (bool): put a node ``vvq_mm::Quantized`` with the attribute ``slot`` (``MODULE.SLOT``) at every
             quantised tensor; otherwise the float network on the latent weights is returned. Defaults to True.
+
+    Raises:
+        QuantizationError: this version of PyTorch cannot write the opset, or a package to do so is missing.
     """
     require('onnx')
     require('onnxscript')
@@ -54,12 +64,38 @@ def trace(model: nn.Module, input_shape: Sequence[int], opset: int, quantised: b
             module.matmul = 'float'
     else:
         unquantize_(plain)
-    with _quietly(), torch.no_grad():
+    with _quietly(), _any_batch(), torch.no_grad():
         program = torch.onnx.export(
             plain, (torch.zeros(2, *input_shape), ), dynamo=True, opset_version=opset, verbose=False,
             input_names=['images'], output_names=['logits'],
             dynamic_shapes=[{0: torch.export.Dim('batch')}])
+    if program.model.opset_imports[''] != opset:
+        raise QuantizationError(f'expected an opset that PyTorch {torch.__version__} can export to, got {opset}; take a '
+                                'lower one')
     return program.model
+
+
+def name_products(model, source: nn.Module) -> None:
+    """Name each product of a graph after its module; in an attention ``MODULE.query_key`` and ``MODULE.prob_value``."""
+    products: Dict[str, list] = {}
+    for node in model.graph:
+        if node.op_type in PRODUCTS and _SCOPES in node.metadata_props:
+            products.setdefault(ast.literal_eval(node.metadata_props[_SCOPES])[-2], []).append(node)
+    for module, nodes in products.items():
+        ends = ATTENTION_PRODUCTS if attention_mixin(source.get_submodule(module)) else range(len(nodes))
+        for end, node in zip(ends, nodes):
+            node.name = f'{module}.{end}' if len(nodes) > 1 else module
+
+
+@contextlib.contextmanager
+def _any_batch() -> Iterator[None]:
+    """Let MMPretrain's Swin trace for any batch: its own way from windows to images computes the batch in floats."""
+    def window_reverse(windows: Tensor, height: int, width: int, window: int) -> Tensor:
+        rows = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
+        return rows.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, windows.shape[-1])
+
+    with patch.object(ShiftWindowMSA, 'window_reverse', staticmethod(window_reverse)):
+        yield
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def size_report(model: nn.Module) -> dict:
             known.add(id(module.weight))
             codes += -(-module.weight.numel() * quantizer.bits // 8)
             widths[quantizer.bits] += module.weight.numel()
-    scales = sum(parameter.numel() * FLOAT_BYTES for *_, quantizer in quantizers for parameter in quantizer.parameters())
+    scales = FLOAT_BYTES * sum(parameter.numel() for *_, quantizer in quantizers for parameter in quantizer.parameters())
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     rest_bytes = sum(parameter.numel() * parameter.element_size() for parameter in rest)
     float32 = FLOAT_BYTES * (sum(widths.values()) + sum(parameter.numel() for parameter in rest))
@@ -41,12 +41,16 @@ def size_report(model: nn.Module) -> dict:
 
 
 def float_rest(model: nn.Module) -> Dict[str, str]:
-    """Return what stays in float and why, module or ``MODULE.SLOT`` -> reason; equal reasons of many layers are one.
+    """Return what stays in float and why, module or ``MODULE.SLOT`` -> reason.
 
-    Names that differ in a number alone are written once, with ``*`` for the number.
+    Where all whose names differ in numbers alone stay for one reason, they are written once, with ``*`` for the number.
     """
-    grouped: Dict[str, str] = {}
-    for name, reason in model.plan.reasons.items():
-        pattern = '.'.join('*' if part.isdigit() else part for part in name.split('.'))
-        grouped.setdefault(pattern, reason)
-    return grouped
+    slots = [f'{name}.{slot}' for name, slots in model.plan.slots.items() for slot in slots]
+    every = Counter(_pattern(name) for name in [*slots, *(name for name, _ in model.named_modules())])
+    alike = Counter((_pattern(name), reason) for name, reason in model.plan.reasons.items())
+    return {_pattern(name) if alike[_pattern(name), reason] == every[_pattern(name)] else name: reason
+            for name, reason in model.plan.reasons.items()}
+
+
+def _pattern(name: str) -> str:
+    return '.'.join('*' if part.isdigit() else part for part in name.split('.'))

@@ -15,12 +15,14 @@ from vvq_mm.utils.checkpoint import read_checkpoint
 from vvq_mm.utils.evaluate import build_batches, build_model
 
 from .checks import check_exportable
+from .codes import onnx_codes, torch_codes
 from .description import describe
 from .files import fresh_folder
 from .kernels import integer_products
-from .onnx_export import DEFAULT_OPSET, export_onnx
+from .onnx_export import DEFAULT_OPSET, check_opset, export_onnx
+from .onnx_graph import INT2_OPSET
 from .packed import save_packed
-from .parity import check_parity, compare, onnx_codes, torch_codes
+from .parity import check_parity, compare
 from .runtimes import open_runtime
 from .sizes import float_rest, size_report
 
@@ -63,7 +65,7 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
         force (bool): replace files of the same names in a folder that is not empty. Defaults to False.
         backends (sequence of str, optional): what the files are compared in: ``packed`` and ``integer`` (compiled, a
             minute more) for a packed file, ``onnxruntime`` and ``openvino`` for an ONNX file. Defaults to all that are
-            installed but ``integer``.
+            installed but ``integer``, and ``openvino`` from opset 25 on.
 
     Returns:
         dict: what ``export.json`` holds: ``files``, ``sizes``, ``float`` (what stays in float and why).
@@ -82,6 +84,9 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
         raise QuantizationError(f'expected formats of {", ".join(FORMATS)}, got {list(formats)}')
     if images < LEAST_IMAGES:
         raise QuantizationError(f'expected at least {LEAST_IMAGES} images to compare on, got {images}')
+    if 'onnx' in formats:
+        check_opset(opset)
+    compared = {kind: _backends(kind, backends, opset) for kind in formats}
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     with fresh_folder(out, force) as folder:
         model = build_model(cfg, str(checkpoint))
@@ -91,7 +96,7 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
         name = Path(cfg.filename or 'model').stem
         summary = dict(config=str(cfg.filename), checkpoint=str(checkpoint), images=found.source,
                        sizes=size_report(model), float=float_rest(model), files={})
-        for kind in dict.fromkeys(formats):
+        for kind, names in compared.items():
             path = folder / f'{name}{FORMATS[kind]}'
             MMLogger.get_current_instance().info(f'Writing {path.name} and comparing it with the model on '
                                                  f'{found.source}.')
@@ -99,8 +104,7 @@ def export(config: Union[str, Path, Config], checkpoint: Union[str, Path], out: 
                 save_packed(model, path, description)
             else:
                 export_onnx(model, path, description, opset)
-            summary['files'][kind] = _entry(model, path, _backends(kind, backends), found,
-                                                summary['sizes'])
+            summary['files'][kind] = _entry(model, path, names, found, summary['sizes'])
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -116,8 +120,8 @@ def comparison_images(cfg: Config, model: nn.Module, count: int) -> Images:
         batches = [batch['inputs'] for batch in data]
         return Images(batches, f'{sum(map(len, batches))} test images', labels, True)
     except (AttributeError, FileNotFoundError, KeyError) as error:
-        logger.warning(f'The test images of the config cannot be read ({error}); the comparison takes generated ones, on '
-                       'which the share of equal classes says little.')
+        logger.warning(f'The test images of the config cannot be read ({error}); the comparison takes generated ones, '
+                       'on which the share of equal classes says little.')
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(BATCH, *image_size(cfg), generator=generator) for _ in range(-(-count // BATCH))]
     return Images(batches, f'{count} generated images', None, False)
@@ -132,10 +136,11 @@ def image_size(cfg: Config) -> List[int]:
     return [len(mean), *(size if isinstance(size, (list, tuple)) else (size, size))]
 
 
-def _backends(kind: str, wanted: Optional[Sequence[str]]) -> List[str]:
+def _backends(kind: str, wanted: Optional[Sequence[str]], opset: int) -> List[str]:
     """Return what a format is compared in."""
-    if wanted is None:
-        wanted = [name for name in ('packed', *RUNS['onnx']) if name == 'packed' or find_spec(name)]
+    if wanted is None:  # OpenVINO refuses the two-bit integers of the newest opsets
+        wanted = [name for name in ('packed', *RUNS['onnx'])
+                  if name == 'packed' or (find_spec(name) and (name != 'openvino' or opset < INT2_OPSET))]
     unknown = [name for name in wanted if name not in (*RUNS['packed'], *RUNS['onnx'])]
     found = [name for name in RUNS[kind] if name in wanted]
     if unknown or not found:
