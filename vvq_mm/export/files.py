@@ -30,6 +30,7 @@ def fresh_folder(path: Union[str, Path], force: bool = False) -> Iterator[Path]:
     if path.exists() and any(path.iterdir()) and not force:
         raise QuantizationError(f'expected an empty or new folder to write into, {path} holds files; give another one, '
                                 'or --force to replace the files of the same names in it')
+    missing = [parent for parent in path.parents if not parent.exists()]
     beside = _beside(path)
     beside.mkdir()
     try:
@@ -40,6 +41,9 @@ def fresh_folder(path: Union[str, Path], force: bool = False) -> Iterator[Path]:
             beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for parent in missing:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from .runtimes import openvino_hints
 # What ONNX Runtime makes of them where both operands stay integers.
 INTEGER_OPERATORS = ('MatMulIntegerToFloat', 'MatMulInteger', 'QLinearMatMul', 'QGemm', 'QLinearConv', 'ConvInteger')
 INTEGER_PRIMITIVES = ('i8', 'I8', 'u8')  # the ends of what OpenVINO calls its integer implementations
-COMPUTING = ('FullyConnected', 'MatMul', 'Convolution', 'Subgraph')  # its layers that multiply; the last fuses attention
+# its layers that multiply; the last fuses attention
+COMPUTING = ('FullyConnected', 'MatMul', 'Convolution', 'Subgraph')
 
 
 class Product(NamedTuple):

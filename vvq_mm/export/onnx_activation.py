@@ -60,8 +60,8 @@ def _quantise(edit: GraphEditor, name: str, quantizer: Quantizer, scale: np.ndar
               rounds: bool) -> List[Step]:
     """Return the operators from an activation to its codes.
 
-    With ``rounds`` division and rounding are written out. OpenVINO quantises to int8 as x / s + 128, which leaves 16 bits
-    behind the point, so values within 1e-5 of the border of two bins get the wrong code; whole numbers are safe.
+    With ``rounds`` division and rounding are written out. OpenVINO quantises to int8 as x / s + 128, which leaves 16
+    bits behind the point, so values within 1e-5 of the border of two bins get the wrong code; whole numbers are safe.
     """
     steps, unit = [], scale
     if offset is not None:

@@ -116,8 +116,8 @@ def _dequantise(edit: GraphEditor, name: str, container: str, narrow: bool, scal
 def _keep_in_float(edit: GraphEditor, value, dimensions: int) -> None:
     """Let the scale of a weight follow DequantizeLinear, unless its product is one of integers.
 
-    Otherwise ONNX Runtime would quantise a float operand on the way (MatMulNBits), or take scales along a summed axis for
-    those of the outputs.
+    Otherwise ONNX Runtime would quantise a float operand on the way (MatMulNBits), or take scales along a summed axis
+    for those of the outputs.
     """
     node, product = value.producer(), only_user(value)
     if node.op_type != 'DequantizeLinear' or product is None:

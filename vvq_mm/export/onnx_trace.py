@@ -1,7 +1,8 @@
 """A quantised model as an ONNX graph in which every quantised tensor passes through a marker that names its slot.
 
 PyTorch's exporter sees the float network and the markers; :mod:`vvq_mm.export.onnx_lower` then puts standard
-quantisation operators in their place. So the graph around the quantisers is PyTorch's, for any model that it can export.
+quantisation operators in their place. So the graph around the quantisers is PyTorch's, for any model that it can
+export.
 """
 import ast
 import contextlib
@@ -70,8 +71,8 @@ def trace(model: nn.Module, input_shape: Sequence[int], opset: int, quantised: b
             input_names=['images'], output_names=['logits'],
             dynamic_shapes=[{0: torch.export.Dim('batch')}])
     if program.model.opset_imports[''] != opset:
-        raise QuantizationError(f'expected an opset that PyTorch {torch.__version__} can export to, got {opset}; take a '
-                                'lower one')
+        raise QuantizationError(f'expected an opset that PyTorch {torch.__version__} can export to, got {opset}; take '
+                                'a lower one')
     return program.model
 
 

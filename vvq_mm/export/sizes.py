@@ -32,7 +32,7 @@ def size_report(model: nn.Module) -> dict:
             known.add(id(module.weight))
             codes += -(-module.weight.numel() * quantizer.bits // 8)
             widths[quantizer.bits] += module.weight.numel()
-    scales = FLOAT_BYTES * sum(parameter.numel() for *_, quantizer in quantizers for parameter in quantizer.parameters())
+    scales = FLOAT_BYTES * sum(scale.numel() for *_, quantizer in quantizers for scale in quantizer.parameters())
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     rest_bytes = sum(parameter.numel() * parameter.element_size() for parameter in rest)
     float32 = FLOAT_BYTES * (sum(widths.values()) + sum(parameter.numel() for parameter in rest))

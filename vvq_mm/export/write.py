@@ -113,6 +113,8 @@ def comparison_images(cfg: Config, model: nn.Module, count: int) -> Images:
     """Return ``count`` preprocessed test images of a config, or noise of their shape where its data cannot be read."""
     logger = MMLogger.get_current_instance()
     try:
+        if cfg.get('test_dataloader') is None:
+            raise FileNotFoundError('there is no test_dataloader')
         loader = build_batches(cfg.test_dataloader, count, BATCH)
         data = [model.data_preprocessor(batch, False) for batch in tqdm(loader, 'images', leave=False)]
         labels = [getattr(sample, 'gt_label', torch.empty(0)) for batch in data for sample in batch['data_samples']]

@@ -44,10 +44,20 @@ def build_teacher(teacher: Union[dict, str], checkpoint: Optional[str] = None) -
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Load ``checkpoint`` into ``model``; every key must fit."""
+    """Load ``checkpoint`` into ``model``; every key must fit.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is of another model.
+    """
     state = read_checkpoint(checkpoint)
     state = next((state[key] for key in ('state_dict', 'model') if key in state), state)
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        shapes = [line.strip().rstrip('.') for line in str(error).splitlines()[1:]]
+        raise CheckpointError(f'expected the weights of {type(model).__name__} in {checkpoint}, got a file with '
+                              f'{len(shapes)} of another shape ({shapes[0] if shapes else error}); give the checkpoint '
+                              'of this very model, with as many classes') from error
     if missing or unexpected:
         raise CheckpointError(f'expected the weights of {type(model).__name__} in {checkpoint}, got a file with '
                               f'{len(missing)} keys missing ({", ".join(missing[:3])}) and {len(unexpected)} '
