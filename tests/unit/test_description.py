@@ -160,6 +160,10 @@ UNSAFE = {
     'a type that is no word': (['model', 'backbone', 'type'], ['VisionTransformer']),
     'a model that fetches': (['model', 'backbone'], dict(type='HuggingFaceClassifier', model_name='a/b')),
     'a model that unpickles': (['model', 'backbone'], dict(type='CLIPGenerator', tokenizer_path='x.pth')),
+    'a head that unpickles': (['model', 'head'], dict(type='VQAGenerationHead', answer_list_path='x.pkl')),
+    'a class that reads configs': (['model', 'head'], dict(type='vvq_mm.TeacherDistiller', teacher='x.py')),
+    'a class that opens files': (['model'], dict(type='vvq_mm.ExportedClassifier', file='x.onnx')),
+    'settings of training': (['model', 'distiller'], dict(type='vvq_mm.SoftLabelDistiller')),
     'weights': (['model', 'init_cfg'], dict(type='Pretrained', checkpoint='x.pth')),
     'weights inside': (['model', 'head', 'init_cfg'], dict(type='Pretrained', checkpoint='x.pth')),
     'weights of timm': (['model', 'backbone', 'checkpoint_path'], 'x.pth'),
@@ -206,6 +210,12 @@ def test_arguments_that_a_class_does_not_know_are_reported():
 ], ids=['version', 'format'])
 def test_another_format_is_named(key, value, words):
     with pytest.raises(QuantizationError, match=words):
+        check_description(changed([key], value))
+
+
+@pytest.mark.parametrize('key, value', [('plan', {}), ('plan', None), ('model', []), ('model', 'x')])
+def test_a_part_of_another_kind_is_refused(key, value):
+    with pytest.raises(QuantizationError, match='parts are of other kinds|a registered class'):
         check_description(changed([key], value))
 
 

@@ -216,3 +216,18 @@ def test_a_file_that_was_tampered_with_is_found(constant, change, slot, model, p
     parity = compare(model, open_runtime(wrong, 'onnxruntime'), images, onnx_codes(wrong))
     with pytest.raises(QuantizationError, match=f'tampered.onnx to be .*, but its codes differ from {slot} on'):
         check_parity(parity, wrong.name, real_images=False)
+
+
+def figures(**changes):
+    return Parity(**{**dict(images=256, agreement=100., max_difference=0., mean_difference=0., spread=1.), **changes})
+
+
+def test_logits_that_are_not_numbers_are_no_parity():
+    with pytest.raises(QuantizationError, match='NaN or infinite'):
+        check_parity(figures(max_difference=float('nan')), 'it', real_images=False)
+
+
+def test_generated_images_without_codes_have_a_coarse_bound():
+    check_parity(figures(agreement=90., mean_difference=0.4), 'it', real_images=False)
+    with pytest.raises(QuantizationError, match='logits of generated images differ by 0.6'):
+        check_parity(figures(agreement=90., mean_difference=0.6), 'it', real_images=False)

@@ -103,13 +103,17 @@ def check_description(description: dict) -> None:
     if missing:
         raise QuantizationError(f'expected a whole description, {", ".join(missing)} is missing; export the model '
                                 'again')
-    model, plan = description['model'], description['plan']
-    check_type(model.get('type'), 'MODELS', 'model')
-    check_config(model, 'MODELS', 'model')
-    check_config(description['pipeline'], 'TRANSFORMS', 'pipeline')
-    for config in plan['configs']:
-        check_type(config.get('type'), 'QUANTIZERS', 'plan')
-        check_config(config, 'QUANTIZERS', 'plan')
+    try:
+        model, plan = description['model'], description['plan']
+        check_type(model.get('type'), 'MODELS', 'model')
+        check_config(model, 'MODELS', 'model')
+        check_config(description['pipeline'], 'TRANSFORMS', 'pipeline')
+        for config in plan['configs']:
+            check_type(config.get('type'), 'QUANTIZERS', 'plan')
+            check_config(config, 'QUANTIZERS', 'plan')
+    except (AttributeError, KeyError, TypeError) as error:
+        raise QuantizationError('expected a description that vvq_mm wrote, got one whose parts are of other kinds '
+                                f'({error!r}); export the model again') from error
 
 
 def pack_plan(plan: QuantPlan) -> dict:

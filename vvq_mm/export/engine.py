@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from vvq_mm.layers import SLOT_SUFFIX, AttentionMixin
-from vvq_mm.layers.product import _obstacle as operand_obstacle
-from vvq_mm.layers.product import device_obstacle
+from vvq_mm.layers.product import device_obstacle, operand_obstacle
 from vvq_mm.layers.weighted import WeightedMixin
 
 from .checks import check_exportable

@@ -8,7 +8,7 @@ from vvq_mm.functional.frozen_product import FrozenWeight, frozen_product
 from vvq_mm.functional.groups import expand_groups
 from vvq_mm.functional.integer_product import IntegerOperand
 from vvq_mm.layers import swap_, unswap_
-from vvq_mm.layers.weighted import ConvMixin, LinearMixin, WeightedMixin, _patches
+from vvq_mm.layers.weighted import ConvMixin, LinearMixin, WeightedMixin, tiles
 from vvq_mm.quantizers import Quantizer
 
 
@@ -33,7 +33,7 @@ class FrozenConvMixin(FrozenMixin, ConvMixin):
     """``nn.Conv2d`` on frozen codes, for images that its windows tile (patch embedding)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(_patches(x, self.kernel_size), self.bias).permute(0, 3, 1, 2)
+        return self.linear(tiles(x, self.kernel_size), self.bias).permute(0, 3, 1, 2)
 
 
 def layer_obstacle(layer: WeightedMixin) -> str:
@@ -45,7 +45,7 @@ def layer_obstacle(layer: WeightedMixin) -> str:
         return 'the scale of weight varies along the summed axis'
     if input.groups > 1:
         return f'input has {input.groups} scales'
-    if isinstance(layer, ConvMixin) and not layer._is_product(_smallest_image(layer)):
+    if isinstance(layer, ConvMixin) and not layer.is_product(_smallest_image(layer)):
         return 'it is a convolution whose windows do not tile the image'
     return ''
 

@@ -10,7 +10,9 @@ from vvq_mm.errors import QuantizationError
 
 @contextmanager
 def fresh_folder(path: Union[str, Path], force: bool = False) -> Iterator[Path]:
-    """Give a hidden folder beside ``path`` to write into; at the end its files are in ``path``, on an error nowhere.
+    """Give a hidden folder to write into; at the end its files are in ``path``, on an error nowhere.
+
+    It is in ``path`` if that exists (it may be another disk), else beside it.
 
     Args:
         path (str | Path): the folder to make; one that exists must be empty.
@@ -31,7 +33,7 @@ def fresh_folder(path: Union[str, Path], force: bool = False) -> Iterator[Path]:
         raise QuantizationError(f'expected an empty or new folder to write into, {path} holds files; give another one, '
                                 'or --force to replace the files of the same names in it')
     missing = [parent for parent in path.parents if not parent.exists()]
-    beside = _beside(path)
+    beside = _beside(path / 'export' if path.exists() else path)
     beside.mkdir()
     try:
         yield beside

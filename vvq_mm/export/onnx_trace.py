@@ -102,12 +102,14 @@ def _any_batch() -> Iterator[None]:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the exporter's remarks on its own progress and deprecations from the user's screen."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
-        logger.setLevel(logging.ERROR)
         try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)  # what fails is raised, too
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)

@@ -1,4 +1,5 @@
 """Is the exported file the same network? Logits and codes of both, on the same images."""
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Callable, Dict, Iterable, NamedTuple, Optional
@@ -15,6 +16,7 @@ MIN_AGREEMENT = 99.5  # % of the images with the same most probable class
 # Two computations of the same float differ in its last bits, so a code whose value lies on a border of two bins may
 # differ by one. Between equal inputs that is this rare, or these few where there are few codes.
 MAX_BORDER_SHARE, FEW = 1e-3, 2
+MAX_NOISE_DIFFERENCE = 0.5  # mean, of logits of noise, in units of their spread; of unrelated networks it is above 1
 MAX_ROUNDING = 1e-3  # of logits from equal codes, in units of their spread
 CODE_BATCHES = 4  # whose codes are compared: reading them takes a second run of both networks
 
@@ -113,12 +115,18 @@ def check_parity(parity: Parity, where: str, real_images: bool = True) -> None:
     """Raise if a file differs by more than rounding at bin borders explains.
 
     From equal inputs, at most 0.1 % of a slot's codes may differ, by one, and the logits by 0.1 % of their spread. The
-    most probable class must be the same on at least 99.5 % of the images, if these are images and not noise.
+    most probable class must be the same on at least 99.5 % of the images, if these are images and not noise. For noise
+    without codes there is a coarse bound on the logits only.
 
     Raises:
         QuantizationError: names the first layer where the codes differ by more.
     """
     wrong, expected = parity.wrong, f'expected {where} to be the trained network, but'
+    if not math.isfinite(parity.max_difference):
+        raise QuantizationError(f'{expected} it, or the network itself, gives logits that are NaN or infinite')
+    if not real_images and not parity.codes and parity.mean_difference > MAX_NOISE_DIFFERENCE * parity.spread:
+        raise QuantizationError(f'{expected} its logits of generated images differ by {parity.mean_difference:.3g} on '
+                                f'average, where they spread by {parity.spread:.3g}')
     if wrong is not None:
         raise QuantizationError(f'{expected} its codes differ from {wrong["slot"]} on: {wrong["share"]:.2%} of them '
                                 f'there, by up to {wrong["largest"]}; rounding at bin borders explains '

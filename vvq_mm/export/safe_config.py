@@ -17,9 +17,15 @@ from vvq_mm.registry import QUANTIZERS
 HOME = 'mmpretrain'  # the scope in which configs from files are built
 # Arguments that name weights elsewhere, of MMEngine and timm.
 _FETCHING = {'init_cfg', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint', 'checkpoint_path'}
-# Classes of MMPretrain that fetch or unpickle what their arguments name.
-_FETCHERS = tuple(f'mmpretrain.models.{part}' for part in (
-    'multimodal', 'selfsup', 'retrievers', 'classifiers.hugging_face', 'utils.huggingface', 'utils.tokenizer'))
+# Where the classes of a network are, in the libraries that register any: others read files that their arguments name,
+# some by unpickling. A class of any other package is one that its user imported.
+_LIBRARIES = ('mmpretrain', 'mmengine', 'mmcv', 'torch', 'vvq_mm')
+_HEADS = ('cls', 'conformer', 'deit', 'efficientformer', 'levit', 'linear', 'margin', 'multi_label_cls',
+          'multi_label_linear', 'multi_task', 'stacked', 'vig', 'vision_transformer')
+_NETWORKS = ('mmcv.cnn', 'torch.nn', 'mmengine.model', 'vvq_mm.models.qat_classifier', *(
+    f'mmpretrain.models.{part}' for part in (
+        'backbones', 'necks', 'losses', 'classifiers.image', 'classifiers.timm', 'utils.data_preprocessor',
+        *(f'heads.{name}_head' for name in _HEADS))))
 _TRAINING = {'policy', 'distiller', 'train_cfg', 'batch_augments'}
 
 
@@ -72,9 +78,9 @@ def check_config(value: Any, kind: str, where: str) -> None:
             check_config(item, kind, where)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key.startswith('_') or kind == 'MODELS' and key in _FETCHING:
-                raise QuantizationError(f'expected {where} without scopes and weights from elsewhere, got {key}='
-                                        f'{item!r}; export the model again')
+            if key.startswith('_') or kind == 'MODELS' and key in _FETCHING | _TRAINING:
+                raise QuantizationError(f'expected {where} without scopes, training settings and weights from '
+                                        f'elsewhere, got {key}={item!r}; export the model again')
             check_config(item, kind, f'{where}.{key}')
         if 'type' in value:
             check_type(value['type'], kind, where)
@@ -84,11 +90,16 @@ def check_config(value: Any, kind: str, where: str) -> None:
 
 
 def check_type(name: Any, kind: str, where: str) -> None:
-    """Raise unless ``name`` is that of a registered class which is not known to fetch or unpickle anything."""
+    """Raise unless ``name`` is that of a registered class, of a model one that networks are made of."""
     found = registered(name, kind)
     is_known = isinstance(found, type) or kind == 'TRANSFORMS' and callable(found)  # torchvision's are functions
-    if not is_known or found.__module__.startswith(_FETCHERS):
+    if not is_known or kind == 'MODELS' and not _is_network(found.__module__):
         raise _unknown(name, kind, where)
+
+
+def _is_network(module: str) -> bool:
+    own = any(module == part or module.startswith(f'{part}.') for part in _NETWORKS)
+    return own or module.split('.')[0] not in _LIBRARIES
 
 
 def registered(name: Any, kind: str) -> Optional[Callable]:

@@ -121,7 +121,7 @@ def comparison_images(cfg: Config, model: nn.Module, count: int) -> Images:
         labels = torch.cat(labels) if all(label.numel() == 1 for label in labels) else None
         batches = [batch['inputs'] for batch in data]
         return Images(batches, f'{sum(map(len, batches))} test images', labels, True)
-    except (AttributeError, FileNotFoundError, KeyError) as error:
+    except (AttributeError, KeyError, OSError) as error:
         logger.warning(f'The test images of the config cannot be read ({error}); the comparison takes generated ones, '
                        'on which the share of equal classes says little.')
     generator = torch.Generator().manual_seed(0)

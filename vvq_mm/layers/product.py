@@ -66,7 +66,7 @@ class ProductMixin(SlotMixin):
         quantizers = getattr(self, left + SLOT_SUFFIX), getattr(self, right + SLOT_SUFFIX)
         if any(quantizer is not None and quantizer.mode != 'quantize' for quantizer in quantizers):
             return False  # calibration, or the float function on purpose
-        obstacle = _obstacle(left, quantizers[0], a, -1) or _obstacle(right, quantizers[1], b, -1 if transposed else -2)
+        obstacle = operand_obstacle(left, quantizers[0], a, -1) or operand_obstacle(right, quantizers[1], b, -1 if transposed else -2)
         return _decide(f'{self.where} ({left}, {right})', obstacle, a.device.type, self.strict)
 
 
@@ -78,7 +78,7 @@ def _result_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     return torch.promote_types(a.dtype, b.dtype)
 
 
-def _obstacle(slot: str, quantizer: Optional[Quantizer], x: Tensor, summed: int) -> str:
+def operand_obstacle(slot: str, quantizer: Optional[Quantizer], x: Tensor, summed: int) -> str:
     """Return why a slot's codes cannot be summed as they are, or an empty string."""
     if quantizer is None:
         return f'{slot} is in float'

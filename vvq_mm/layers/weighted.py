@@ -45,25 +45,25 @@ class ConvMixin(WeightedMixin):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_product(x):
+        if not self.is_product(x):
             return self._conv_forward(*self.operands(x), self.bias)
         image, kernel = self.operands(x)
-        y = F.linear(_patches(image, self.kernel_size), kernel.flatten(1), self.bias)
+        y = F.linear(tiles(image, self.kernel_size), kernel.flatten(1), self.bias)
         return y.permute(0, 3, 1, 2)
 
-    def _is_product(self, x: Tensor) -> bool:
+    def is_product(self, x: Tensor) -> bool:
         """Return whether the windows tile the image."""
         whole = x.dim() == 4 and all(size % step == 0 for size, step in zip(x.shape[-2:], self.kernel_size))
         return (whole and self.stride == self.kernel_size and self.groups == 1 and tuple(self.dilation) == (1, 1)
                 and tuple(self.padding) == (0, 0))
 
 
-def _patches(image: Tensor, size: Tuple[int, int]) -> Tensor:
+def tiles(image: Tensor, size: Tuple[int, int]) -> Tensor:
     """Return the tiles of an image (B, C, H, W) as (B, H / size, W / size, C * size * size)."""
     batch, channels, height, width = image.shape
     rows, columns = height // size[0], width // size[1]
-    tiles = image.reshape(batch, channels, rows, size[0], columns, size[1]).permute(0, 2, 4, 1, 3, 5)
-    return tiles.reshape(batch, rows, columns, channels * size[0] * size[1])
+    image = image.reshape(batch, channels, rows, size[0], columns, size[1]).permute(0, 2, 4, 1, 3, 5)
+    return image.reshape(batch, rows, columns, channels * size[0] * size[1])
 
 
 MIXINS = {nn.Linear: LinearMixin, nn.Conv2d: ConvMixin}
