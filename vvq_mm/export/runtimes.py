@@ -176,6 +176,9 @@ def _unreadable(path: Path, runtime, message: str) -> QuantizationError:
     """Return the error of a graph that ``runtime`` refused: its opset is too new, or whatever the runtime says."""
     name = f'{runtime.__name__} {runtime.__version__.split("-")[0]}'
     opset = re.search(r'Opset (\d+) is under development', message)
+    if opset is None and 'Unsupported type' in message:
+        return QuantizationError(f'expected weights of types that {name} reads, got two-bit ones in {path}, which files '
+                                 'from opset 25 on hold; export it again with --opset 24, or run it in onnxruntime')
     if opset is None:
         return QuantizationError(f'expected a whole ONNX file that {name} can run, got {path}: {_last_line(message)}; '
                                  'export it again, or take a newer runtime')
