@@ -7,7 +7,7 @@ from tool_runs import REPOSITORY, run_tool
 
 PAGE = REPOSITORY / 'docs' / 'export.md'
 EXPORTS = sorted((REPOSITORY / 'docs' / 'results' / 'export').glob('*.json'))
-INFERENCE = sorted((REPOSITORY / 'docs' / 'results').glob('inference_*.json'))
+INFERENCE = sorted((REPOSITORY / 'docs' / 'results').glob('inference_*.json'), reverse=True)
 
 
 @pytest.mark.parametrize('tool, files', [('export.py', EXPORTS), ('benchmark_inference.py', INFERENCE)],
