@@ -2,8 +2,8 @@
 
 ===================  ==================================================================================================
 weight               codes in the narrowest type of the opset -> Cast to int8 -> DequantizeLinear -> product. The Cast
-                     is folded when a runtime loads the file; without it ONNX Runtime takes 4-bit weights for
-                     weight-only quantisation and computes in float.
+                     is folded when a runtime loads the file; without it ONNX Runtime multiplies 4-bit weights in
+                     float.
 activation           Clip to the limits of the grid -> QuantizeLinear to int8 (signed) or uint8 -> DequantizeLinear,
                      behind transpositions, next to the product. All zero points are 0: the codes are the model's.
 offset of an input   subtracted before QuantizeLinear; what it adds to the product, :math:`\\sum_k \\beta_k w_{kn}`,
