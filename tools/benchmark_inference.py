@@ -32,7 +32,7 @@ from vvq_mm.benchmarks.random_model import write_random
 from vvq_mm.benchmarks.report import bars_table, write_json
 from vvq_mm.errors import QuantizationError
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
-from vvq_mm.utils.marked_text import replace_marked
+from vvq_mm.utils.marked_text import update_page
 
 MARK = 'inference'
 PACKAGES = ('onnxruntime', 'openvino')
@@ -73,12 +73,7 @@ def parse_args() -> argparse.Namespace:
 
 def report(args: argparse.Namespace) -> None:
     tables = compact_report([json.loads(path.read_text(encoding='utf-8')) for path in args.report])
-    if args.write or args.check:
-        same = replace_marked(args.write or args.check, MARK, tables, check=bool(args.check))
-        if args.check and not same:
-            raise SystemExit(f'{args.check} differs from {", ".join(map(str, args.report))}: run the same command with '
-                             f'--write {args.check}')
-    else:
+    if not update_page(MARK, tables, args.report, args.write, args.check):
         print(tables)
 
 

@@ -16,7 +16,7 @@ from vvq_mm.export import BACKENDS, export
 from vvq_mm.export.onnx_export import DEFAULT_OPSET
 from vvq_mm.export.write import FORMATS, LEAST_IMAGES, SUMMARY
 from vvq_mm.utils.launch import errors_in_a_sentence, existing_config
-from vvq_mm.utils.marked_text import replace_marked
+from vvq_mm.utils.marked_text import update_page
 
 COLUMNS = ('file', 'MB', 'of FP32', 'of theory', 'in', 'same class, %', 'top-1, %', 'trained, %',
            'largest / mean difference', 'codes that differ', 'integer products')
@@ -87,11 +87,9 @@ def report(args: argparse.Namespace) -> None:
     lines = [COLUMNS, [':--' if column in ('file', 'in') else '--:' for column in COLUMNS]]
     for path in args.report:
         lines += rows(json.loads(path.read_text(encoding='utf-8')))
-    passage, page = '\n'.join(f'| {" | ".join(line)} |' for line in lines), args.write or args.check
-    if page is None:
+    passage = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    if not update_page('export', passage, args.report, args.write, args.check):
         print(passage)
-    elif not replace_marked(page, 'export', passage, check=bool(args.check)) and args.check:
-        raise SystemExit(f'{page} differs from {", ".join(map(str, args.report))}: run the same command with --write {page}')
 
 
 def main() -> None:
